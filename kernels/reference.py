@@ -1,0 +1,1 @@
+"""The loss maths in plain torch."""

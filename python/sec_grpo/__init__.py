@@ -1,0 +1,1 @@
+"""Accelerated GRPO: fused loss kernels and a self-evolving curriculum."""

@@ -1,0 +1,1 @@
+"""Triton kernels, one a module, beside the same maths in plain torch (`reference`)."""
