@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _registry: dict[str, str | type[Task] | Task] = {
+    "countdown": "sec_grpo.tasks.countdown:CountdownTask",
     "sort": "sec_grpo.tasks.sort:SortTask",
 }
 

@@ -1,0 +1,69 @@
+r"""Find the answer in a completion: the last \boxed{...}, or the last <answer>...</answer>.
+
+Both look only at the last `MAX_TEXT` characters, take the last answer when there are several (a
+model that changes its mind is judged by its final word), and treat an unfinished last answer as
+none. Time is linear in `MAX_TEXT` at worst, whatever the text.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Characters of a completion that are looked at, from its end.
+MAX_TEXT = 65_536
+# Characters of one answer; a longer one counts as none.
+MAX_ANSWER = 4_096
+
+_BOXED = "\\boxed"
+_OPENING = re.compile(r"\\boxed\s*\{")
+# An escaped character never opens or closes a group in LaTeX.
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last \boxed{...}, whitespace around it removed.
+
+    Braces are balanced, so \boxed{\frac{1}{2}} gives \frac{1}{2}; of nested boxes the inner one
+    counts. \boxed without a brace is skipped.
+
+    Returns:
+        The content, possibly empty; None if there is no box, the last one is not closed, or its
+        content is longer than `MAX_ANSWER`.
+    """
+    text = text[-MAX_TEXT:]
+    end = len(text)
+    while (start := text.rfind(_BOXED, 0, end)) >= 0:
+        opening = _OPENING.match(text, start)
+        if opening:
+            return _balanced(text, opening.end())
+        end = start
+    return None
+
+
+def _balanced(text: str, start: int) -> str | None:
+    depth = 1
+    for match in _BRACE.finditer(text, start, start + MAX_ANSWER + 1):
+        brace = match[0]
+        if brace == "{":
+            depth += 1
+        elif brace == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start : match.start()].strip()
+    return None
+
+
+def last_tagged(text: str) -> str | None:
+    """The content of the last <answer>...</answer>, whitespace around it removed.
+
+    Returns:
+        The content, possibly empty; None if there is no <answer>, the last one is not closed, or
+        its content is longer than `MAX_ANSWER`.
+    """
+    text = text[-MAX_TEXT:]
+    opening = text.rfind("<answer>")
+    if opening < 0:
+        return None
+    start = opening + len("<answer>")
+    end = text.find("</answer>", start, start + MAX_ANSWER + len("</answer>"))
+    return None if end < 0 else text[start:end].strip()
