@@ -1,0 +1,24 @@
+"""Fused loss operations: they validate their arguments and choose a backend.
+
+`backend="auto"` is triton on CUDA and ROCm tensors where a Triton kernel exists, torch elsewhere.
+"""
+
+from sec_grpo.ops.advantages import GroupAdvantages, group_advantages
+from sec_grpo.ops.linear import (
+    LinearLogprob,
+    LinearPolicyLoss,
+    linear_logprob,
+    linear_policy_loss,
+)
+from sec_grpo.ops.policy import PolicyLoss, policy_loss
+
+__all__ = [
+    "GroupAdvantages",
+    "LinearLogprob",
+    "LinearPolicyLoss",
+    "PolicyLoss",
+    "group_advantages",
+    "linear_logprob",
+    "linear_policy_loss",
+    "policy_loss",
+]

@@ -1,0 +1,323 @@
+"""Log-probabilities and policy losses straight from hidden states and the head's weight.
+
+Axes: N tokens (packed), T padded length, D hidden, V vocabulary, B rollouts (sequences).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sec_grpo.kernels import linear_chunked, reference
+from sec_grpo.ops import _checks
+from sec_grpo.ops.policy import (
+    ImportanceSamplingLevel,
+    KlType,
+    LossType,
+    check_advantages,
+    check_denominators,
+    check_other_logprobs,
+    check_spec,
+    dispatch_policy_loss,
+)
+
+
+class LinearLogprob(NamedTuple):
+    """What `linear_logprob` returns with `return_entropy=True`."""
+
+    logprobs: Tensor
+    """In the shape of targets; float32 (float64 for float64 hidden)."""
+    entropy: Tensor
+    """In the shape of targets, in nats; same dtype."""
+
+
+class LinearPolicyLoss(NamedTuple):
+    """What `linear_policy_loss` returns."""
+
+    loss: Tensor
+    """Scalar, float32 (float64 for float64 hidden), differentiable in hidden, weight and bias."""
+    logprobs: Tensor
+    """In the shape of targets, detached; 0 where masked."""
+    entropy: Tensor
+    """In the shape of targets, detached, in nats; 0 where masked."""
+    metrics: dict[str, Tensor]
+    """Those of `policy_loss`, and "entropy"."""
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors as F.linear would take them under torch.autocast: float64 stays."""
+    device_type = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device_type):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device_type)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _check_head(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    temperature: float | Tensor,
+    logit_scale: float,
+    softcap: float | None,
+    chunk_size: int | None,
+) -> None:
+    _checks.check_dtype("hidden", hidden, _checks.FLOAT_DTYPES)
+    _checks.check_dtype("weight", weight, _checks.FLOAT_DTYPES)
+    if hidden.dim() not in (2, 3):
+        raise ValueError(f"hidden must have shape (N, D) or (B, T, D), got {tuple(hidden.shape)}")
+    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"weight must have shape (V, D) with D = {hidden.shape[-1]} of hidden, got "
+            f"{tuple(weight.shape)}"
+        )
+    if weight.dtype != hidden.dtype:
+        raise TypeError(
+            f"weight must have the dtype of hidden, {hidden.dtype}, got {weight.dtype}; cast one, "
+            "or use torch.autocast"
+        )
+    _checks.check_device("weight", weight, hidden.device, "hidden")
+    _checks.check_targets(targets, weight.shape[0])
+    _checks.check_shape("targets", targets, tuple(hidden.shape[:-1]), "hidden without D")
+    _checks.check_device("targets", targets, hidden.device, "hidden")
+    if bias is not None:
+        _checks.check_dtype("bias", bias, _checks.FLOAT_DTYPES)
+        _checks.check_shape("bias", bias, (weight.shape[0],), "V of weight")
+        _checks.check_device("bias", bias, hidden.device, "hidden")
+    _check_temperature(temperature, targets)
+    _checks.check_number("logit_scale", logit_scale, 0, strict=True)
+    if softcap is not None:
+        _checks.check_number("softcap", softcap, 0, strict=True)
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size must be an integer above 0 (rows), got {chunk_size!r}")
+
+
+def _check_temperature(temperature: float | Tensor, targets: Tensor) -> None:
+    if not isinstance(temperature, Tensor):
+        _checks.check_number("temperature", temperature, 0, strict=True)
+        return
+    _checks.check_dtype("temperature", temperature, _checks.FLOAT_DTYPES)
+    _checks.check_shape("temperature", temperature, tuple(targets.shape), "like targets")
+    _checks.check_device("temperature", temperature, targets.device, "hidden")
+    if temperature.requires_grad:
+        raise ValueError("temperature must not require grad; pass temperature.detach()")
+    if _checks.on_cpu(temperature) and not bool((temperature > 0).all()):
+        raise ValueError(f"temperature must be above 0, got a minimum of {temperature.min()}")
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    return_entropy: bool = False,
+    chunk_size: int | None = None,
+    backend: Literal["auto", "torch"] = "auto",
+) -> Tensor | LinearLogprob:
+    """Log-probability of each target under a linear head, without the (N, V) logits in memory.
+
+    ``z = (hidden weight^T + bias) logit_scale``; with a soft cap, ``z = softcap tanh(z / softcap)``
+    (Gemma 2, arXiv 2408.00118); ``z = z / temperature``; then ``logp = z[target] - logsumexp(z)``
+    and ``entropy = -sum_v p_v log p_v``, both in nats.
+
+    Rows go through in chunks, and the backward recomputes their logits: about 3 (C, V) buffers of
+    float32 for C rows, and a float32 (V, D) gradient where the weight is trained. The logits of
+    bfloat16 and float16 inputs are accumulated and kept in float32, as is the weight's gradient
+    over all chunks, rounded to the weight's dtype once.
+
+    Args:
+        hidden: (N, D) or (B, T, D), float; differentiable.
+        weight: (V, D), hidden's dtype; differentiable. Under torch.autocast hidden, weight and bias
+            are cast to its dtype first, as in F.linear.
+        targets: (N,) or (B, T) int64 token ids in [0, V).
+        bias: (V,); differentiable. -inf bans a token: probability 0, under a soft cap too.
+        temperature: above 0; a number, or one for each token in the shape of targets (a constant:
+            it gets no gradient).
+        logit_scale, softcap: above 0.
+        return_entropy: also return the entropy, differentiable.
+        chunk_size: rows in a chunk; the result depends on it only by rounding. None takes as many
+            rows as 64 MiB (CPU) or 256 MiB (GPU) of logits hold, at least 16.
+        backend: "torch" or "auto", the same for now: there is no Triton kernel.
+
+    Returns:
+        logprobs in the shape of targets (float32, or float64 for float64 hidden); with
+        ``return_entropy`` LinearLogprob(logprobs, entropy). Never above 0.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or range, naming the argument. Values of
+            targets and temperature are looked at on the CPU only.
+    """
+    _checks.resolve_torch_only(backend, "linear_logprob")
+    _checks.check_tensor("hidden", hidden)
+    _checks.check_tensor("weight", weight)
+    cast_hidden, cast_weight, cast_bias = _autocast(hidden, weight, bias)
+    assert cast_hidden is not None
+    assert cast_weight is not None
+    _check_head(
+        cast_hidden, cast_weight, targets, cast_bias, temperature, logit_scale, softcap, chunk_size
+    )
+    logp, entropy = linear_chunked.linear_logprob(
+        cast_hidden.reshape(-1, hidden.shape[-1]),
+        cast_weight,
+        targets.reshape(-1),
+        bias=cast_bias,
+        temperature=temperature.reshape(-1) if isinstance(temperature, Tensor) else temperature,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        return_entropy=return_entropy,
+        chunk_rows=chunk_size,
+    )
+    if not return_entropy:
+        return logp.reshape(targets.shape)
+    assert entropy is not None
+    return LinearLogprob(logp.reshape(targets.shape), entropy.reshape(targets.shape))
+
+
+class _Kept:
+    """The unmasked tokens of a layout, packed: what the head has to be applied to."""
+
+    def __init__(self, layout: _checks.Layout, device: torch.device) -> None:
+        offsets = layout.offsets(device)
+        self.rows: Tensor | None = None
+        if layout.mask is not None:
+            mask = layout.flat_mask(device)
+            before = torch.cat([offsets.new_zeros(1), mask.cumsum(0)])
+            offsets = before[offsets]
+            self.rows = mask.nonzero()[:, 0]
+        num_tokens = layout.num_tokens if self.rows is None else self.rows.numel()
+        self.source = layout
+        self.layout = _checks.Layout((num_tokens,), layout.num_sequences, offsets, None)
+
+    def pack(self, tensor: Tensor | None) -> Tensor | None:
+        """(N,) kept tokens of a tensor in the source layout; a trailing D stays."""
+        if tensor is None:
+            return None
+        extra = tensor.shape[len(self.source.shape) :]
+        flat = tensor.reshape(-1, *extra)
+        return flat if self.rows is None else flat.index_select(0, self.rows)
+
+    def unpack(self, tensor: Tensor) -> Tensor:
+        """Back to the source layout, 0 where masked."""
+        if self.rows is None:
+            return tensor.reshape(self.source.shape)
+        full = tensor.new_zeros(self.source.num_tokens)
+        return full.index_copy(0, self.rows, tensor).reshape(self.source.shape)
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_size: int | None = None,
+    entropy_coef: float = 0.0,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    loss_type: LossType = "dapo",
+    importance_sampling_level: ImportanceSamplingLevel = "token",
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    delta: float | None = None,
+    beta: float = 0.0,
+    kl_type: KlType = "k3",
+    num_items_in_batch: float | Tensor | None = None,
+    num_sequences_in_batch: float | Tensor | None = None,
+    max_completion_length: float | None = None,
+    backend: Literal["auto", "torch"] = "auto",
+) -> LinearPolicyLoss:
+    """`policy_loss` of `linear_logprob`, without the (N, V) logits in memory.
+
+    ``loss = policy_loss(linear_logprob(hidden, ...)) - entropy_coef sum_t w_t entropy_t``, with
+    w_t the weight that ``loss_type`` gives to token t, as documented in `policy_loss`.
+
+    Masked tokens cost no head product: only unmasked rows go through it. On a GPU, finding how
+    many there are is the one host synchronisation, and there is none without a mask (packed
+    completions).
+
+    Args:
+        hidden: (N, D) with cu_seqlens, or (B, T, D); the state that predicts each target.
+        targets: (N,) or (B, T) int64 token ids in [0, V), at masked positions too.
+        entropy_coef: at least 0; above 0 the entropy bonus has a gradient.
+        weight, bias, temperature, logit_scale, softcap, chunk_size: as in `linear_logprob`.
+        advantages, mask, cu_seqlens, old_logprobs, ref_logprobs and the loss keywords: as in
+            `policy_loss`, with targets' shape where it says logprobs'.
+        backend: "torch" or "auto", the same for now for the head; with "auto" on a GPU the loss
+            over its log-probabilities is the Triton kernel.
+
+    Returns:
+        LinearPolicyLoss(loss, logprobs, entropy, metrics).
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or range, naming the argument.
+    """
+    _checks.resolve_torch_only(backend, "linear_policy_loss")
+    _checks.check_dtype("hidden", hidden, _checks.FLOAT_DTYPES)
+    _checks.check_dtype("targets", targets, (torch.int64,))
+    device = hidden.device
+    layout = _checks.check_layout("targets", tuple(targets.shape), device, mask, cu_seqlens)
+    _checks.check_shape("hidden", hidden, (*layout.shape, hidden.shape[-1]), "targets, D")
+    per_token = check_advantages(advantages, layout, device, "hidden")
+    spec = check_spec(
+        loss_type, importance_sampling_level, epsilon_low, epsilon_high, delta, beta, kl_type
+    )
+    check_other_logprobs(layout, device, "targets", old_logprobs, ref_logprobs, beta)
+    denominators = check_denominators(
+        loss_type, num_items_in_batch, num_sequences_in_batch, max_completion_length, device
+    )
+    _checks.check_number("entropy_coef", entropy_coef, 0)
+    if isinstance(temperature, Tensor):
+        _check_temperature(temperature, targets)
+
+    kept = _Kept(layout, device)
+    result = linear_logprob(
+        kept.pack(hidden),  # type: ignore[arg-type]
+        weight,
+        kept.pack(targets),  # type: ignore[arg-type]
+        bias=bias,
+        temperature=kept.pack(temperature) if isinstance(temperature, Tensor) else temperature,  # type: ignore[arg-type]
+        logit_scale=logit_scale,
+        softcap=softcap,
+        return_entropy=True,
+        chunk_size=chunk_size,
+    )
+    assert isinstance(result, LinearLogprob)
+    logprobs, entropy = result
+    loss, metrics = dispatch_policy_loss(
+        logprobs,
+        kept.pack(advantages) if per_token else advantages,  # type: ignore[arg-type]
+        kept.layout,
+        per_token,
+        kept.pack(old_logprobs),
+        kept.pack(ref_logprobs),
+        spec,
+        denominators,
+        backend,
+    )
+    if entropy_coef != 0:
+        weights = reference.token_weights(
+            spec,
+            denominators,
+            kept.layout.flat_mask(device),
+            kept.layout.seq_index(device),
+            layout.num_sequences,
+            entropy.dtype,
+        )
+        loss = loss - entropy_coef * (weights * entropy).sum()
+    metrics["entropy"] = entropy.detach().sum() / max(entropy.numel(), 1)
+    return LinearPolicyLoss(
+        loss, kept.unpack(logprobs.detach()), kept.unpack(entropy.detach()), metrics
+    )
