@@ -1,0 +1,197 @@
+"""The numbers of one or several runs, as a dict for JSON and as a table for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from sec_grpo.report.log import Evaluation, RunLog
+
+SUMMARY_SCHEMA = 1
+LIKELIEST_ARMS = 3  # shown in the table; the dict holds all
+
+
+def run_labels(runs: Sequence[RunLog]) -> list[str]:
+    """A name for each run; runs that share one are told apart by folder, or else by number."""
+    names = [run.name for run in runs]
+    with_folder = [f"{run.name} ({run.path.parent.name})" for run in runs]
+    labels = []
+    for i, name in enumerate(names):
+        if names.count(name) == 1:
+            labels.append(name)
+        elif with_folder.count(with_folder[i]) == 1:
+            labels.append(with_folder[i])
+        else:
+            labels.append(f"{name} ({names[: i + 1].count(name)})")
+    return labels
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of a success share seen in ``count`` trials."""
+    z = 1.959964
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _evaluation_rows(run: RunLog, item: Evaluation | None) -> dict[str, Any] | None:
+    if item is None:
+        return None
+    accuracy = {level: item.accuracy.get(level, math.nan) for level in run.levels}
+    counts = {level: item.num_prompts.get(level, 0) for level in run.levels}
+    return {
+        "step": item.step,
+        "seconds": _finite(item.time),
+        "accuracy": {level: _finite(value) for level, value in accuracy.items()},
+        "interval": {
+            level: list(wilson_interval(value, counts[level]))
+            if counts[level] > 0 and math.isfinite(value)
+            else None
+            for level, value in accuracy.items()
+        },
+        "num_prompts": counts,
+        "mean_trained": _mean(v for s, v in accuracy.items() if s not in run.held_out),
+        "mean_held_out": _mean(v for s, v in accuracy.items() if s in run.held_out),
+    }
+
+
+def _before_and_after(run: RunLog) -> tuple[Evaluation | None, Evaluation | None]:
+    """The first and the last evaluation; a single one is "after" unless it was at step 0."""
+    if not run.evals:
+        return None, None
+    if len(run.evals) > 1:
+        return run.evals[0], run.evals[-1]
+    only = run.evals[0]
+    return (only, None) if only.step == 0 else (None, only)
+
+
+def _completion_tokens(run: RunLog) -> int | None:
+    """Sum over steps of mean completion length x G x prompts drawn; None where one is unknown."""
+    group = run.config.get("num_generations")
+    prompts = np.diff(run.draws.sum(axis=1), prepend=0.0)
+    tokens = run.scalar("completions/mean_length") * prompts
+    if not isinstance(group, int) or not np.isfinite(tokens).all():
+        return None
+    return round(float(tokens.sum()) * group)
+
+
+def _last_finite(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if len(finite) else None
+
+
+def summary_rows(run: RunLog) -> dict[str, Any]:
+    """The numbers of one run, JSON-able; None where the log does not hold them.
+
+    ``before`` and ``after`` are its first and last evaluation: accuracy and 95% Wilson interval
+    by level, and the means over trained and over held-out levels (each level weighs the same).
+    ``dead_groups`` is the mean over steps of the share of groups with equal rewards,
+    ``num_tokens`` the trainer's own count, and ``final_probability`` that of the last step.
+    """
+    before, after = _before_and_after(run)
+    tokens = _last_finite(run.scalar("num_tokens"))
+    return {
+        "name": run.name,
+        "strategy": run.strategy,
+        "version": run.version,
+        "levels": list(run.levels),
+        "held_out": list(run.held_out),
+        "before": _evaluation_rows(run, before),
+        "after": _evaluation_rows(run, after),
+        "steps": int(run.steps[-1]),
+        "max_steps": run.max_steps,
+        "seconds": _last_finite(run.time),
+        "dead_groups": _mean(run.scalar("frac_reward_zero_std").tolist()),
+        "completion_tokens": _completion_tokens(run),
+        "num_tokens": None if tokens is None else round(tokens),
+        "final_probability": {
+            arm: _finite(p) for arm, p in zip(run.arms, run.probability[-1].tolist(), strict=True)
+        },
+    }
+
+
+def summary(runs: Sequence[RunLog]) -> dict[str, Any]:
+    """``summary_rows`` of every run, each with a ``label`` no other run has."""
+    rows = [
+        {"label": label, **summary_rows(run)}
+        for label, run in zip(run_labels(runs), runs, strict=True)
+    ]
+    return {"schema": SUMMARY_SCHEMA, "runs": rows}
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _pair(row: dict[str, Any], key: str, level: str | None = None) -> str:
+    """Before -> after of a mean, or of ``level`` where ``key`` is kept by level."""
+    cells = []
+    for when in ("before", "after"):
+        value = (row[when] or {}).get(key)
+        if level is not None:
+            value = (value or {}).get(level)
+        cells.append(_share(value))
+    return "-" if cells == ["-", "-"] else f"{cells[0]:>4} -> {cells[1]:>4}"
+
+
+def _count(value: int | None) -> str:
+    if value is None:
+        return "-"
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return str(value)
+
+
+def _likeliest(row: dict[str, Any]) -> str:
+    known = [(arm, p) for arm, p in row["final_probability"].items() if p is not None]
+    known.sort(key=lambda item: -item[1])
+    return "\n".join(f"{escape(arm)}: {p:.2f}" for arm, p in known[:LIKELIEST_ARMS]) or "-"
+
+
+def summary_table(runs: Sequence[RunLog]) -> Table:
+    """Accuracy by level before -> after, and what each run cost; levels as rows, runs as columns.
+
+    Ten levels and three runs fit in 80 columns.
+    """
+    rows = summary(runs)["runs"]
+    levels = list(dict.fromkeys(level for row in rows for level in row["levels"]))
+    held_out = {level for row in rows for level in row["held_out"]}
+    levels.sort(key=lambda level: level in held_out)
+
+    table = Table(title="Accuracy before -> after training", title_justify="left")
+    table.add_column("level", overflow="fold", max_width=24)
+    for row in rows:
+        table.add_column(escape(row["label"]), justify="right", overflow="fold", max_width=18)
+    for i, level in enumerate(levels):
+        mark = " (held out)" if level in held_out else ""
+        cells = [_pair(row, "accuracy", level) for row in rows]
+        table.add_row(escape(level) + mark, *cells, end_section=i == len(levels) - 1)
+    if levels:
+        table.add_row("mean, trained", *(_pair(row, "mean_trained") for row in rows))
+        if held_out:
+            table.add_row("mean, held out", *(_pair(row, "mean_held_out") for row in rows))
+        table.add_section()
+    table.add_row("steps", *(str(row["steps"]) for row in rows))
+    seconds = [row["seconds"] for row in rows]
+    table.add_row("seconds", *("-" if s is None else f"{s:.0f}" for s in seconds))
+    table.add_row("dead groups", *(_share(row["dead_groups"]) for row in rows))
+    known = all(row["completion_tokens"] is not None for row in rows)
+    key = "completion_tokens" if known else "num_tokens"
+    table.add_row("completion tokens" if known else "tokens", *(_count(row[key]) for row in rows))
+    table.add_row("likeliest arms\nat the end", *(_likeliest(row) for row in rows))
+    return table
