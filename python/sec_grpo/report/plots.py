@@ -32,7 +32,7 @@ from sec_grpo.report.table import run_labels, wilson_interval
 
 DPI = 150
 MAX_LEGEND_ARMS = 16  # beyond, a colour bar names some of the arms
-MAX_COLUMNS = 4
+MANY_PANELS = 16  # beyond, accuracy panels are smaller
 SMOOTHING_SHARE = 0.08  # of the logged steps, on the whole window of a moving average
 
 # Black first would read as a reference line; yellow is too pale on white.
@@ -108,7 +108,7 @@ class _Group:
     @property
     def label(self) -> str:
         count = len(self.runs)
-        return _shorten(self.name) + (f" (mean of {count} runs)" if count > 1 else "")
+        return _shorten(self.name) + (f" ({count} runs)" if count > 1 else "")
 
 
 def _groups(runs: Sequence[RunLog]) -> list[_Group]:
@@ -144,6 +144,11 @@ def _finish(figure: Figure, title: str, caption: str = "") -> Figure:
     if caption:
         figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color=CAPTION_COLOUR)
     return figure
+
+
+def _run_columns(count: int) -> int:
+    """Columns for one panel a run."""
+    return 2 if count == 4 else min(count, 3)
 
 
 def _step_axis(ax: Any, label: str = "training step") -> None:
@@ -226,13 +231,11 @@ def _stack(ax: Any, run: RunLog, shares: FloatArray, colours: dict[str, Any]) ->
     steps, shares = run.steps[rows].astype(np.float64), shares[rows]
     if len(steps) == 1:  # an area needs two points
         steps, shares = np.array([steps[0] - 0.5, steps[0] + 0.5]), np.repeat(shares, 2, axis=0)
-    ax.stackplot(
-        steps,
-        shares.T,
-        colors=[colours[arm] for arm in run.arms],
-        edgecolor="white",
-        linewidth=0.4 if len(run.arms) <= MAX_LEGEND_ARMS else 0.0,
-    )
+    palette = [colours[arm] for arm in run.arms]
+    separate = len(run.arms) <= MAX_LEGEND_ARMS
+    areas = ax.stackplot(steps, shares.T, colors=palette, linewidth=0.4)
+    for area, colour in zip(areas, palette, strict=True):
+        area.set_edgecolor("white" if separate else colour)
     ax.set_xlim(steps[0], steps[-1])
     ax.set_ylim(0, 1)
     ax.grid(False)
@@ -258,16 +261,18 @@ def plot_allocation(runs: Runs) -> Figure:
                 f"prompts drawn (mean of {window} logged steps)" if window > 1 else "prompts drawn"
             )
             panels.append((title, run, _drawn_share(run)))
-    figure, axes = _grid(len(panels), 2 if len(panels) <= 4 else 3, (4.2, 2.9), sharey=True)
+    columns = _run_columns(len(panels))
+    panel = (4.2, 2.9) if columns < 3 else (3.6, 2.6)
+    figure, axes = _grid(len(panels), columns, panel, sharey=True)
     for i, (ax, (title, run, shares)) in enumerate(zip(axes, panels, strict=True)):
         _stack(ax, run, shares, colours)
         ax.set_title(_shorten(title, 44))
         _step_axis(ax)
-        if i % (2 if len(panels) <= 4 else 3) == 0:
+        if i % columns == 0:
             ax.set_ylabel("share of the batch")
     _arm_legend(figure, axes, colours)
-    name = f": {found[0].name}" if len(found) == 1 else ""
-    return _finish(figure, f"Which arms the curriculum trains on{_shorten(name)}")
+    name = f": {_shorten(found[0].name)}" if len(found) == 1 else ""
+    return _finish(figure, f"Which arms the curriculum trains on{name}")
 
 
 def _mean_accuracy(item: Evaluation, levels: Sequence[str]) -> float:
@@ -329,9 +334,9 @@ def _accuracy_panels(runs: Sequence[RunLog]) -> list[tuple[str, tuple[str, ...],
     unseen = tuple(level for level in levels if level in held_out)
     panels = []
     if trained:
-        panels.append((f"mean of {len(trained)} trained levels", trained, False))
+        panels.append(("mean, trained levels", trained, False))
     if unseen:
-        panels.append((f"mean of {len(unseen)} held-out levels", unseen, True))
+        panels.append(("mean, held-out levels", unseen, True))
     panels += [(f"level {_shorten(level)}", (level,), False) for level in trained]
     panels += [(f"level {_shorten(level)} (held out)", (level,), True) for level in unseen]
     return panels
@@ -363,7 +368,8 @@ def plot_accuracy(runs: Runs, against: Literal["step", "time"] = "step") -> Figu
             f"Got none in {', '.join(str(run.path) for run in found)}."
         )
     groups = _groups(found)
-    figure, axes = _grid(len(panels), MAX_COLUMNS, (2.5, 2.0), sharex=True, sharey=True)
+    columns, panel = (4, (2.5, 2.0)) if len(panels) <= MANY_PANELS else (6, (2.1, 1.6))
+    figure, axes = _grid(len(panels), columns, panel, sharex=True, sharey=True)
     for i, (ax, (title, levels, unseen)) in enumerate(zip(axes, panels, strict=True)):
         for group in groups:
             _draw_group(ax, group, levels, against)
@@ -371,16 +377,17 @@ def plot_accuracy(runs: Runs, against: Literal["step", "time"] = "step") -> Figu
         if unseen:
             ax.set_facecolor(HELD_OUT_COLOUR)
         ax.set_ylim(-0.03, 1.03)
-        if i + MAX_COLUMNS >= len(panels):
+        if i + columns >= len(panels):
             _step_axis(ax, "training step" if against == "step" else "seconds")
-        if i % MAX_COLUMNS == 0:
+        if i % columns == 0:
             ax.set_ylabel("accuracy")
     _run_legend(figure, groups)
-    return _finish(
-        figure,
-        "Accuracy on fixed evaluation prompts",
-        "Tinted: levels never trained on. Bands: 95% intervals over prompts (single runs).",
-    )
+    notes = ["Tinted: levels never trained on."] if any(unseen for *_, unseen in panels) else []
+    if any(len(group.runs) > 1 for group in groups):
+        notes.append("Thin: each run. Thick: their mean.")
+    if any(len(group.runs) == 1 for group in groups):
+        notes.append("Bands: 95% intervals over the prompts of a level.")
+    return _finish(figure, "Accuracy on fixed evaluation prompts", " ".join(notes))
 
 
 def _mean_advantage(run: RunLog) -> FloatArray:
@@ -424,6 +431,11 @@ TRAINING_SERIES = (
     _Series("mean level of the curriculum", "mean rank of the arm", _mean_level),
     _Series("effective number of arms", "exp(entropy of p)", _effective_arms, (0.0, None)),
 )
+TRAINING_CAPTION = (
+    f"Lines: moving averages over {SMOOTHING_SHARE:.0%} of the run. Faint: each step, for runs "
+    "whose name is not repeated.\nTraining reward and dead groups cannot be compared between "
+    "curricula: each trains on its own mix of levels."
+)
 
 
 @_styled
@@ -438,7 +450,8 @@ def plot_training(runs: Runs) -> Figure:
     if not shown:
         _empty(axes[0], "not in the log")
     groups = _groups(found)
-    for i, (ax, series) in enumerate(zip(axes, shown, strict=True)):
+    for i, series in enumerate(shown):
+        ax = axes[i]
         for group in groups:
             for run in group.runs:
                 _smoothed_line(ax, run, series.values(run), group)
@@ -449,12 +462,8 @@ def plot_training(runs: Runs) -> Figure:
             _step_axis(ax)
     if len(found) > 1:
         _run_legend(figure, groups)
-    caption = f"Faint: each step. Bold: moving average over {SMOOTHING_SHARE:.0%} of the run."
-    caption += (
-        "\nTraining reward and dead groups cannot be compared between curricula: each trains on "
-        "its own mix of levels."
-    )
-    return _finish(figure, "Training", caption)
+    name = f": {_shorten(found[0].name)}" if len(found) == 1 else ""
+    return _finish(figure, f"Training curves{name}", TRAINING_CAPTION)
 
 
 def _smoothed_line(ax: Any, run: RunLog, values: FloatArray, group: _Group) -> None:
@@ -462,15 +471,16 @@ def _smoothed_line(ax: Any, run: RunLog, values: FloatArray, group: _Group) -> N
     if not rows.any():
         return
     steps, values = run.steps[rows], values[rows]
-    thin = len(group.runs) > 1
+    alone = len(group.runs) == 1
     marker = "o" if len(steps) == 1 else None
-    ax.plot(steps, values, color=group.colour, linewidth=0.7, alpha=0.12 if thin else 0.28)
+    if alone:  # the steps of several seeds would hide each other
+        ax.plot(steps, values, color=group.colour, linewidth=0.7, alpha=0.28)
     ax.plot(
         steps,
         smooth(values, _window(len(run.steps))),
         color=group.colour,
         linestyle=group.dash,
-        linewidth=1.2 if thin else 1.8,
+        linewidth=1.8 if alone else 1.2,
         marker=marker,
     )
 
@@ -480,8 +490,8 @@ def plot_values(runs: Runs) -> Figure:
     """Q of every arm by step, one panel a run."""
     found = _as_list(runs)
     colours = _arm_colours(_arm_labels(found))
-    columns = 1 if len(found) == 1 else 2 if len(found) <= 4 else 3
-    panel = (6.4, 3.2) if columns == 1 else (4.2, 2.7)
+    columns = _run_columns(len(found))
+    panel = {1: (6.4, 3.2), 2: (4.2, 2.8), 3: (3.6, 2.6)}[columns]
     figure, axes = _grid(len(found), columns, panel, sharey=True)
     for i, (ax, run, label) in enumerate(zip(axes, found, run_labels(found), strict=True)):
         if not np.isfinite(run.value).any():
@@ -496,7 +506,7 @@ def plot_values(runs: Runs) -> Figure:
         if i % columns == 0:
             ax.set_ylabel("value Q")
     _arm_legend(figure, axes, colours)
-    return _finish(figure, "What the curriculum believes each arm is worth")
+    return _finish(figure, "Estimated value of each arm")
 
 
 def _png(figure: Figure) -> bytes:
