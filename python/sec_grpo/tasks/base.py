@@ -108,7 +108,7 @@ class Task(ABC):
         seen: set[Hashable] = set()
         stale = 0
         while len(rows) < n:
-            if len(seen) == space or stale == _DRAWS_BEFORE_REPEATING:
+            if len(seen) == space or (space is None and stale == _DRAWS_BEFORE_REPEATING):
                 seen.clear()
             row = self.draw(rng, level)
             key = self.key(row)

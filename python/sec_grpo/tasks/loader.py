@@ -147,7 +147,7 @@ def _read_json(path: Path) -> datasets.Dataset:
     import pyarrow
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8.") from error
     if path.suffix == ".jsonl":
@@ -164,8 +164,10 @@ def _read_json(path: Path) -> datasets.Dataset:
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"{path}: row {i} must be an object. Got {type(row).__name__}.")
+    # Not from_list, whose columns are those of the first row.
+    names = dict.fromkeys(name for row in rows for name in row)
     try:
-        return datasets.Dataset.from_list(rows)
+        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
     except (pyarrow.ArrowException, TypeError) as error:
         raise ValueError(
             f"{path}: the rows do not fit one table ({_first_line(error)}). "

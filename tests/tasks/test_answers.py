@@ -1,0 +1,89 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sec_grpo.tasks.answers import MAX_ANSWER, MAX_TEXT, last_boxed, last_tagged
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{1 + 2}.", "1 + 2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1} no, \boxed{2} at last", "2"),
+        (r"\boxed{1} and then \boxed alone", "1"),
+        (r"\boxed {  x }", "x"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\\}", r"\\"),
+        (r"\boxed{a \boxed{b} c}", "b"),
+        (r"\boxed{}", ""),
+        ("\\boxed{1\n+ 2}", "1\n+ 2"),
+        (r"\boxed{1", None),
+        (r"\boxed{1} or \boxed{2", None),
+        (r"\boxed{{1}", None),
+        (r"\boxed{1\}", None),
+        ("boxed{1}", None),
+        (r"\fbox{1}", None),
+        (r"\boxed", None),
+        ("", None),
+    ],
+)
+def test_last_boxed(text, answer):
+    assert last_boxed(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>7</think><answer> 1 + 2\n</answer>", "1 + 2"),
+        ("<answer>1</answer><answer>2</answer> rest", "2"),
+        ("<answer>1</answer><answer>2", None),
+        ("<answer><answer>2</answer></answer>", "2"),
+        ("</answer><answer>", None),
+        ("<Answer>1</Answer>", None),
+        ("1", None),
+    ],
+)
+def test_last_tagged(text, answer):
+    assert last_tagged(text) == answer
+
+
+def test_only_the_end_of_a_long_text_is_read():
+    assert last_boxed(r"\boxed{1}" + "x" * (MAX_TEXT - 9)) == "1"
+    assert last_boxed(r"\boxed{1}" + "x" * (MAX_TEXT - 8)) is None
+    assert last_tagged("<answer>1</answer>" + "x" * (MAX_TEXT - 18)) == "1"
+    assert last_tagged("<answer>1</answer>" + "x" * (MAX_TEXT - 17)) is None
+
+
+@pytest.mark.parametrize(
+    ("find", "opening", "closing"),
+    [(last_boxed, r"\boxed{", "}"), (last_tagged, "<answer>", "</answer>")],
+)
+def test_an_answer_longer_than_the_limit_counts_as_none(find, opening, closing):
+    longest = "7" * MAX_ANSWER
+    assert find(opening + longest + closing) == longest
+    assert find(opening + longest + "7" + closing) is None
+
+
+# 16 MB each: a quadratic search would take minutes.
+@pytest.mark.parametrize("unit", [r"\boxed{", r"\boxed", "{", "}", "\\", r"\boxed   ", "<answer>"])
+def test_hostile_text_is_read_within_a_second(unit):
+    text = unit * (2**24 // len(unit))
+    start = time.perf_counter()
+    assert last_boxed(text) is None
+    assert last_tagged(text) is None
+    assert time.perf_counter() - start < 1
+
+
+@given(st.text(st.characters(exclude_characters="{}\\"), max_size=50), st.text(max_size=50))
+def test_a_box_at_the_end_is_found_after_any_text(answer, before):
+    assert last_boxed(f"{before}\\boxed{{{answer}}}") == answer.strip()
+
+
+@given(st.text("\\boxed{} <answer>/1"))
+def test_arbitrary_text_never_raises(text):
+    for find in (last_boxed, last_tagged):
+        answer = find(text)
+        assert answer is None or answer in text

@@ -1,0 +1,93 @@
+import subprocess
+import sys
+import types
+
+import pytest
+
+from sec_grpo import tasks
+from sec_grpo.tasks.countdown import CountdownTask
+from sec_grpo.tasks.sort import SortTask
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The registry, restored afterwards."""
+    monkeypatch.setattr(tasks, "_registry", dict(tasks._registry))
+
+
+def test_built_in_tasks():
+    assert tasks.names() == ("countdown", "sort")
+    assert type(tasks.get("sort")) is SortTask
+    assert type(tasks.get("countdown")) is CountdownTask
+    assert tasks.get("sort") is tasks.get("sort")
+    for name in tasks.names():
+        task = tasks.get(name)
+        assert task.name == name
+        assert not set(task.levels) & set(task.held_out_levels)
+
+
+def test_an_unknown_name_lists_the_known():
+    with pytest.raises(ValueError, match=r"unknown task 'sorting'. Known: countdown, sort"):
+        tasks.get("sorting")
+
+
+def test_register(registry):
+    task = SortTask()
+    tasks.register("mine", task)
+    tasks.register("class", SortTask)
+    tasks.register("path", "sec_grpo.tasks.sort:SortTask")
+    assert tasks.names() == ("class", "countdown", "mine", "path", "sort")
+    assert tasks.get("mine") is task
+    assert type(tasks.get("class")) is type(tasks.get("path")) is SortTask
+    with pytest.raises(ValueError, match="'mine' is registered already"):
+        tasks.register("mine", SortTask())
+    assert tasks.get("mine") is task
+    tasks.register("mine", CountdownTask, replace=True)
+    assert type(tasks.get("mine")) is CountdownTask
+
+
+@pytest.mark.parametrize("name", ["", "a:b"])
+def test_bad_names_are_refused(registry, name):
+    with pytest.raises(ValueError, match="hold no ':'"):
+        tasks.register(name, SortTask())
+
+
+@pytest.mark.parametrize("task", [None, int, 3, len])
+def test_what_is_no_task_is_refused(registry, task):
+    with pytest.raises(TypeError, match="must be a Task"):
+        tasks.register("mine", task)
+
+
+def test_dotted_paths(monkeypatch):
+    module = types.ModuleType("my_tasks")
+    module.MyTask, module.instance, module.number = SortTask, SortTask(), 3
+    monkeypatch.setitem(sys.modules, "my_tasks", module)
+    assert type(tasks.get("my_tasks:MyTask")) is SortTask
+    assert tasks.get("my_tasks:instance") is module.instance
+    with pytest.raises(ValueError, match="module 'my_tasks' has no 'Other'"):
+        tasks.get("my_tasks:Other")
+    with pytest.raises(TypeError, match="'my_tasks:number' must be a Task"):
+        tasks.get("my_tasks:number")
+
+
+@pytest.mark.parametrize("path", ["no_such_module:Task", "json.no_such:Task", ":Task"])
+def test_a_missing_module_is_named(path):
+    with pytest.raises(ValueError, match="cannot import module"):
+        tasks.get(path)
+
+
+def test_an_import_error_inside_the_users_module_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import a_package_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_package_nobody_has"):
+        tasks.get("needs_more:Task")
+
+
+def test_importing_the_tasks_adds_no_heavy_module():
+    code = (
+        "import sys, sec_grpo; before = set(sys.modules); import sec_grpo.tasks as t; "
+        "t.get('sort').generate(2, 1, 0); "
+        "print({'datasets', 'torch', 'pyarrow'} & (set(sys.modules) - before))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
