@@ -1,0 +1,301 @@
+"""The curriculum: a data set's categories, a strategy, and the native core that draws.
+
+N prompts, K arms, B prompts a batch, G rollouts a prompt.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sec_grpo import _core
+from sec_grpo._core import CurriculumStateError
+from sec_grpo.curriculum import _codec
+from sec_grpo.curriculum._arrays import as_groups, as_indices
+from sec_grpo.curriculum._labels import Label, arms_and_codes, label_text, labels_hash
+from sec_grpo.curriculum.sec import SEC
+from sec_grpo.curriculum.strategy import Feedback, Strategy
+
+_FORMAT = "sec_grpo.curriculum"
+# Above this many arms a dict of one metric an arm is a table, which is what arm_table() is for.
+_MAX_ARMS_IN_METRICS = 64
+
+
+class Curriculum:
+    """Draws batches of prompts, arm by arm, and learns from their rollouts.
+
+    Each of the B slots of a batch draws an arm i.i.d. from `probabilities()`, then a prompt of
+    that arm uniformly without replacement; an arm whose prompts are used up is reshuffled on its
+    own and starts its next epoch. Hence a prompt occurs twice in a batch only if an epoch of its
+    arm ends inside the batch, and must when the arm has fewer prompts than slots.
+
+    With the same categories, strategy, seed and observations the draws are the same on every
+    platform. All methods may be called from several threads.
+
+    Args:
+        categories: (N,) sequence or array with the label of each prompt: integers, floats,
+            strings, or tuples of these.
+        strategy: how the arms are chosen; `SEC()` by default. A copy is bound.
+        seed: integer in [0, 2**64).
+        arms: the labels in the order of the arms, which may include labels that no prompt has.
+            By default the distinct labels: numbers by value, then strings with the digits in
+            them read as numbers ("level 2" before "level 10"), then tuples element by element.
+
+    Raises ValueError or TypeError, with the position, for a label that is None, NaN, of another
+    type or missing in `arms`, and for what `strategy` refuses.
+    """
+
+    def __init__(
+        self,
+        categories: Any,
+        strategy: Strategy | None = None,
+        seed: int = 0,
+        *,
+        arms: Sequence[Any] | None = None,
+    ) -> None:
+        strategy = SEC() if strategy is None else strategy
+        if not isinstance(strategy, Strategy):
+            raise TypeError(
+                f"strategy must be a Strategy such as SEC(), got {strategy!r:.60}; "
+                "get_strategy(name) makes one from its name"
+            )
+        self._arms, codes = arms_and_codes(categories, arms)
+        self._engine = _core.Engine(codes, len(self._arms), _seed(seed), labels_hash(self._arms))
+        self._sizes = np.bincount(codes, minlength=len(self._arms)).astype(np.int64)
+        self._sizes.flags.writeable = False
+        # Python code of strategies runs under this lock; the core has its own.
+        self._lock = threading.RLock()
+        self._strategy = copy.copy(strategy)
+        self._identity = f"{strategy.name} {_codec.encode(strategy.parameters()).decode()}"
+        self._assign(self._strategy._bind(self._engine, self._arms, self._sizes))
+
+    def __repr__(self) -> str:
+        return (
+            f"Curriculum({self.num_prompts} prompts, {self.num_arms} arms, {self._strategy!r}, "
+            f"seed={self.seed}, step={self.step})"
+        )
+
+    @property
+    def arms(self) -> tuple[Label, ...]:
+        """The K labels, plain Python objects, in the order of the arms."""
+        return self._arms
+
+    @property
+    def num_arms(self) -> int:
+        """K."""
+        return len(self._arms)
+
+    @property
+    def num_prompts(self) -> int:
+        """N."""
+        return self._engine.num_prompts
+
+    @property
+    def seed(self) -> int:
+        """Seed of the draws; that of the state after `load_state_dict`."""
+        return self._engine.seed
+
+    @property
+    def step(self) -> int:
+        """Number of draws made."""
+        return self._engine.step
+
+    @property
+    def strategy(self) -> Strategy:
+        """The bound copy of the strategy."""
+        return self._strategy
+
+    def draw(self, batch_size: int) -> NDArray[np.int64]:
+        """(batch_size,) int64 prompt indices of the next batch.
+
+        Raises TypeError unless batch_size is an integer, ValueError unless it is at least 1.
+        """
+        size = _batch_size(batch_size)
+        with self._lock:
+            strategy, engine = self._strategy, self._engine
+            self._assign(strategy.before_draw(engine.step))
+            indices = engine.draw(size)
+            self._assign(strategy.after_draw(engine.step))
+        return indices
+
+    def observe(self, indices: Any, *, advantages: Any = None, rewards: Any = None) -> None:
+        """Learn from the rollouts of a batch.
+
+        Args:
+            indices: (B,) prompt indices, not necessarily those of the last draw.
+            advantages: (B, G) group-relative advantages, row i those of the group of indices[i].
+            rewards: (B, G) rewards of the same rollouts.
+
+        At least one of the arrays is needed; SEC needs the advantages. Groups that a trainer
+        drops, because all their rewards are equal, belong into the batch all the same. Raises
+        ValueError for wrong shapes and for NaN or infinity, TypeError for values that are not
+        numbers, IndexError for an index outside [0, N); then nothing of the batch was used.
+        """
+        index_array = as_indices(indices)
+        advantage_array = as_groups("advantages", advantages)
+        reward_array = as_groups("rewards", rewards)
+        with self._lock:
+            engine = self._engine
+            reduction = engine.reduce(index_array, advantage_array, reward_array)
+            feedback = Feedback(
+                engine, reduction, engine.step, index_array, advantage_array, reward_array
+            )
+            self._assign(self._strategy.observe(feedback))
+            engine.record(reduction)
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """(K,) float64 probability of each arm: the integer weights sampled from, over their sum.
+
+        Exactly 0 for an arm without prompts.
+        """
+        return self._engine.probabilities()
+
+    def values(self) -> NDArray[np.float64]:
+        """(K,) float64 what the strategy holds of each arm (Q in SEC); NaN if it holds nothing."""
+        with self._lock:
+            values = self._strategy.values()
+        if values is None:
+            return np.full(self.num_arms, np.nan)
+        return np.array(values, dtype=np.float64)
+
+    def arm_indices(self, indices: Any) -> NDArray[np.int64]:
+        """(B,) int64 arm number of each prompt; IndexError for one outside [0, N)."""
+        return self._engine.arm_indices(as_indices(indices))
+
+    def arm_table(self) -> dict[str, NDArray[Any]]:
+        """One (K,) array a column, aligned with `arms`.
+
+        probability; value; draws, cumulative; epochs, completed plus the fraction of the current
+        one; prompts; abs_advantage, reward and dead_groups, the mean |A|, mean reward and share
+        of groups that teach nothing at the last observation of the arm, NaN before the first;
+        last_drawn_step, the draw (from 0) that last took a prompt of the arm, -1 before.
+        """
+        with self._lock:
+            return {
+                "probability": self.probabilities(),
+                "value": self.values(),
+                **self._engine.arm_table(),
+            }
+
+    def metrics(self) -> dict[str, float]:
+        """Scalars for a logger.
+
+        step; observations, calls of observe; prompts_drawn; epochs = prompts_drawn / N;
+        effective_arms = exp(-sum p ln p); max_probability; mean_arm = sum p(k) k over the arm
+        numbers k; abs_advantage, reward and dead_groups of the last batch observed, where known;
+        and, up to 64 arms, probability/LABEL and value/LABEL.
+        """
+        with self._lock:
+            probabilities = self.probabilities()
+            values = self._strategy.values()
+            summary = self._engine.summary()
+        positive = probabilities[probabilities > 0.0]
+        metrics = {name: float(value) for name, value in summary.items() if not math.isnan(value)}
+        metrics["epochs"] = metrics["prompts_drawn"] / self.num_prompts
+        metrics["effective_arms"] = float(np.exp(-np.sum(positive * np.log(positive))))
+        metrics["max_probability"] = float(probabilities.max())
+        metrics["mean_arm"] = float(probabilities @ np.arange(self.num_arms))
+        if self.num_arms <= _MAX_ARMS_IN_METRICS:
+            names = [label_text(label) for label in self._arms]
+            metrics.update(
+                (f"probability/{name}", p)
+                for name, p in zip(names, probabilities.tolist(), strict=True)
+            )
+            if values is not None:
+                value_list = np.asarray(values, dtype=np.float64).tolist()
+                metrics.update(
+                    (f"value/{name}", v) for name, v in zip(names, value_list, strict=True)
+                )
+        return metrics
+
+    def to_bytes(self) -> bytes:
+        """The whole state in one piece, with a checksum."""
+        with self._lock:
+            strategy_state = _codec.encode(self._strategy.state_dict())
+            return self._engine.serialize(self._identity, strategy_state)
+
+    def load_bytes(self, state: bytes) -> None:
+        """Continue bit for bit from what `to_bytes` gave; the seed becomes that of the state.
+
+        Raises CurriculumStateError, a ValueError, with the reason and the way out when the state
+        is damaged, of a newer version, or of another data set, other arms or another strategy;
+        the curriculum is then unchanged.
+        """
+        if not isinstance(state, (bytes, bytearray, memoryview)):
+            raise CurriculumStateError(
+                f"the state must be the bytes that to_bytes() gave, got a {type(state).__name__}"
+            )
+        with self._lock:
+            parsed = self._engine.parse(bytes(state), self._identity)
+            strategy = copy.copy(self._strategy)
+            strategy._bind(self._engine, self._arms, self._sizes)
+            try:
+                strategy.load_state_dict(_codec.decode(parsed.strategy_state))
+            except Exception as error:
+                raise CurriculumStateError(
+                    f"strategy {strategy.name} refuses its part of the state: {error}; load a "
+                    "state that this version of the strategy saved, or start without it"
+                ) from error
+            self._engine.restore(parsed)
+            self._strategy = strategy
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as a dict of a string and bytes, for torch.save and the like."""
+        return {"format": _FORMAT, "core": self.to_bytes()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue bit for bit from what `state_dict` gave; see `load_bytes` for what is raised."""
+        if not isinstance(state, Mapping) or state.get("format") != _FORMAT or "core" not in state:
+            raise CurriculumStateError(
+                "the state must be a dict that Curriculum.state_dict() gave, with format "
+                f"{_FORMAT!r} and core, got {state!r:.60}"
+            )
+        self.load_bytes(state["core"])
+
+    def _assign(self, weights: ArrayLike | None) -> None:
+        if weights is None:
+            return
+        array = np.ascontiguousarray(weights, dtype=np.float64)
+        if array.shape != (self.num_arms,):
+            raise ValueError(
+                f"strategy {self._strategy.name} must return log-weights of shape "
+                f"({self.num_arms},), one an arm, or None, got {array.shape}"
+            )
+        self._engine.assign(array)
+
+
+def _batch_size(batch_size: int) -> int:
+    if type(batch_size) is not int:
+        try:
+            if isinstance(batch_size, (bool, np.bool_)):
+                raise TypeError
+            batch_size = operator.index(batch_size)
+        except TypeError:
+            raise TypeError(
+                f"batch_size must be an integer of at least 1, got {batch_size!r} of type "
+                f"{type(batch_size).__name__}"
+            ) from None
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size}")
+    return batch_size
+
+
+def _seed(seed: int) -> int:
+    try:
+        if isinstance(seed, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(seed)
+    except TypeError:
+        raise TypeError(
+            f"seed must be an integer in [0, 2**64), got {seed!r} of type {type(seed).__name__}"
+        ) from None
+    if not 0 <= number < 2**64:
+        raise ValueError(f"seed must be an integer in [0, 2**64), got {seed!r}")
+    return number
