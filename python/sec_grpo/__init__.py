@@ -1,1 +1,48 @@
-"""Accelerated GRPO: fused loss kernels and a self-evolving curriculum."""
+"""Accelerated GRPO: fused loss kernels and a self-evolving curriculum.
+
+The names below are imported on first use, so that the curriculum can be used without torch and the
+kernels without transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sec_grpo.curriculum import SEC as SEC
+    from sec_grpo.curriculum import Curriculum as Curriculum
+    from sec_grpo.curriculum import Ordered as Ordered
+    from sec_grpo.curriculum import Random as Random
+    from sec_grpo.curriculum import Reverse as Reverse
+    from sec_grpo.curriculum import Strategy as Strategy
+    from sec_grpo.ops import group_advantages as group_advantages
+    from sec_grpo.ops import linear_logprob as linear_logprob
+    from sec_grpo.ops import linear_policy_loss as linear_policy_loss
+    from sec_grpo.ops import policy_loss as policy_loss
+    from sec_grpo.trainer import GRPOConfig as GRPOConfig
+    from sec_grpo.trainer import GRPOTrainer as GRPOTrainer
+
+__version__ = version("sec-grpo")
+
+_MODULES = {
+    "sec_grpo.curriculum": ("SEC", "Curriculum", "Ordered", "Random", "Reverse", "Strategy"),
+    "sec_grpo.ops": ("group_advantages", "linear_logprob", "linear_policy_loss", "policy_loss"),
+    "sec_grpo.trainer": ("GRPOConfig", "GRPOTrainer"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sec_grpo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,44 @@
+"""The command `sec-grpo`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from sec_grpo.cli.info import info
+from sec_grpo.cli.quickstart import quickstart
+from sec_grpo.cli.report import report
+from sec_grpo.cli.train import train
+
+app = typer.Typer(
+    help="GRPO with fused loss kernels and a self-evolving curriculum.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(quickstart)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command()(report)
+app.command()(info)
+
+
+def main() -> None:
+    """Run the command line; errors of the input are one message and exit status 2."""
+    from sec_grpo.errors import USER_ERRORS
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped at once; the last checkpoint is whole", style="yellow")
+        sys.exit(130)
+    except USER_ERRORS as error:
+        if os.environ.get("SEC_GRPO_TRACEBACK"):
+            raise
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print("error:", style="bold red", end=" ")
+        console.print(str(error), markup=False)
+        console.print("(SEC_GRPO_TRACEBACK=1 shows where)", style="dim")
+        sys.exit(2)

@@ -1,0 +1,356 @@
+"""`sec-grpo train`: GRPO on a data set, from YAML and flags."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from sec_grpo.trainer import GRPOConfig, GRPOTrainer
+
+TINY_MODEL = "tiny"
+GENERATED_PROMPTS_PER_LEVEL = 1000
+GENERATED_EVAL_PROMPTS_PER_LEVEL = 50
+RUN_KEYS = (
+    "model",
+    "data",
+    "eval_data",
+    "eval_limit",
+    "category",
+    "reward",
+    "strategy",
+    "lora",
+)
+
+
+def train(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with any of the settings; flags win over it.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder written by save_pretrained, a Hub name, or 'tiny' (a small random "
+            "Qwen2-architecture model that reads characters, for dry runs)."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A .parquet, .jsonl, .json or .csv file, a folder of save_to_disk, a Hub name, "
+            "or a task (sort, countdown) to generate prompts."
+        ),
+    ] = None,
+    eval_data: Annotated[
+        str | None, typer.Option(help="Rows to evaluate on; a task adds its held-out levels.")
+    ] = None,
+    eval_limit: Annotated[
+        int | None, typer.Option(help="Evaluate at most this many rows of each category.")
+    ] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(help="Column of the curriculum's arms, several joined by commas, or 'none'."),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="A task's name, or module:function or file.py:function. Default: the task that "
+            "the data names."
+        ),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="sec (default), random, ordered, reverse; with parameters: '{name: sec, "
+            "temperature: 0.2}'."
+        ),
+    ] = None,
+    lora: Annotated[
+        str | None, typer.Option(help="LoRA settings of peft.LoraConfig, as '{r: 16}'.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint folder to resume from, or 'last' for the newest."),
+    ] = None,
+) -> None:
+    """Train with GRPO. Every other --name value sets that argument of GRPOConfig.
+
+    Example: sec-grpo train --model tiny --data countdown_train.parquet --strategy sec
+    --max_steps 20 --per_device_train_batch_size 16 --num_generations 4 --output_dir runs/countdown
+    """
+    flags = {
+        "model": model,
+        "data": data,
+        "eval_data": eval_data,
+        "eval_limit": eval_limit,
+        "category": category,
+        "reward": reward,
+        "strategy": strategy,
+        "lora": lora,
+    }
+    settings, args = merge_settings(config, flags, ctx.args)
+    console = Console()
+    refuse_to_mix(Path(args.output_dir), resume)
+    trainer = make_trainer(settings, args)
+    path = Path(args.output_dir) / "config.yaml"
+    if trainer.is_world_process_zero():
+        write_settings(path, settings, args)
+    run(trainer, resume, console)
+
+
+def run(trainer: GRPOTrainer, resume: str | None, console: Console) -> None:
+    """Train, save the model, and say where everything is."""
+    from sec_grpo.cli.progress import show_progress
+
+    output_dir = trainer.args.output_dir
+    name = type(trainer.curriculum.strategy).__name__
+    progress = show_progress(trainer, console, f"GRPO {name}")
+    try:
+        trainer.train(resume_from_checkpoint=True if resume == "last" else resume)
+    finally:
+        progress.close()
+    if trainer.stopped_by_signal:
+        console.print(
+            f"stopped after step {trainer.state.global_step}; continue with: sec-grpo train "
+            f"--config {output_dir}/config.yaml --resume last",
+            soft_wrap=True,
+            highlight=False,
+        )
+        raise typer.Exit(130)
+    trainer.save_model()
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        console.print(f"evaluation reward {metrics['eval_reward']:.3f}")
+    console.print(
+        f"model and log: {output_dir}   plots: sec-grpo report {output_dir}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def merge_settings(
+    config: Path | None, flags: dict[str, Any], extra: list[str]
+) -> tuple[dict[str, Any], GRPOConfig]:
+    """The settings of a run from its YAML file, flags and extra arguments; later ones win.
+
+    Raises:
+        ValueError: the file is not a mapping, or a name is not known (the nearest is suggested).
+    """
+    from sec_grpo.trainer import GRPOConfig
+
+    loaded = {} if config is None else read_yaml(config)
+    settings = {name: loaded.pop(name, None) for name in RUN_KEYS}
+    settings |= {name: value for name, value in flags.items() if value is not None}
+    for name in ("strategy", "lora"):
+        if isinstance(settings[name], str):
+            settings[name] = parse_yaml(f"--{name}", settings[name])
+    known = GRPOConfig.names()
+    for name in loaded:
+        if name not in known:
+            raise ValueError(f"{config}: unknown key {name!r}{suggestion(name, known)}")
+    for name in ("model", "data"):
+        if settings[name] is None:
+            raise ValueError(f"--{name} is missing: give it as a flag or in the --config file")
+    return settings, parse_config(loaded, extra)
+
+
+def parse_config(defaults: dict[str, Any], extra: list[str]) -> GRPOConfig:
+    """GRPOConfig from a YAML file's values and command line arguments."""
+    from transformers import HfArgumentParser
+
+    from sec_grpo.trainer import GRPOConfig
+
+    def fail(message: str) -> None:
+        raise ValueError(message)
+
+    parser = HfArgumentParser(GRPOConfig, allow_abbrev=False, add_help=False)
+    parser.error = fail
+    # As strings, so that YAML's values get the same conversion and checks as flags.
+    parser.set_defaults(
+        output_dir="runs/train",
+        disable_tqdm=True,
+        report_to="none",
+        **{
+            name: str(value) if isinstance(value, (int, float)) else value
+            for name, value in defaults.items()
+        }
+        if defaults
+        else {},
+    )
+    args, rest = parser.parse_args_into_dataclasses(extra, return_remaining_strings=True)
+    if rest:
+        name = rest[0].lstrip("-").partition("=")[0].replace("-", "_")
+        raise ValueError(
+            f"unknown argument {rest[0]!r}{suggestion(name, [*RUN_KEYS, *GRPOConfig.names()])}"
+        )
+    return args
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """The known name nearest to `name`, as the end of a sentence."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file")
+    loaded = parse_yaml(str(path), path.read_text())
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} must hold 'name: value' lines, got {type(loaded).__name__}")
+    return loaded
+
+
+def parse_yaml(source: str, text: str) -> Any:
+    """Parse YAML; errors name where it came from."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+
+
+def write_settings(path: Path, settings: dict[str, Any], args: GRPOConfig) -> None:
+    """Write what the run was started with, so that it can be repeated or resumed."""
+    from sec_grpo.trainer import GRPOConfig
+
+    changed = {
+        name: value
+        for name, value in args.to_dict().items()
+        if name in GRPOConfig.names() and value != GRPOConfig(output_dir="x").to_dict().get(name)
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**given, **changed}, sort_keys=False))
+
+
+def refuse_to_mix(output_dir: Path, resume: str | None) -> None:
+    """Refuse to start a new run in a folder that holds another's checkpoints."""
+    if resume is None and any(output_dir.glob("checkpoint-*")):
+        raise ValueError(
+            f"{output_dir} holds checkpoints of an earlier run: continue it with --resume last, or "
+            "choose another --output_dir"
+        )
+
+
+def make_trainer(settings: dict[str, Any], args: GRPOConfig) -> GRPOTrainer:
+    """The trainer that the settings describe."""
+    from sec_grpo.trainer import GRPOTrainer
+
+    train_rows = load_rows(settings["data"], args.seed, evaluation=False)
+    eval_rows = None
+    if settings["eval_data"] is not None:
+        eval_rows = load_rows(settings["eval_data"], args.seed, evaluation=True)
+    category = category_of(settings["category"])
+    if eval_rows is not None and settings["eval_limit"] is not None:
+        eval_rows = limit_per_category(eval_rows, category, int(settings["eval_limit"]))
+    rewards, eval_rewards = rewards_of(settings["reward"], train_rows)
+    model, tokenizer = settings["model"], None
+    if model == TINY_MODEL:
+        from sec_grpo.tiny import character_tokenizer, tiny_qwen2
+
+        tokenizer = character_tokenizer()
+        model = tiny_qwen2(tokenizer, seed=args.seed)
+    peft_config = None
+    if settings["lora"] is not None:
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(task_type="CAUSAL_LM", **settings["lora"])
+    return GRPOTrainer(
+        model,
+        rewards,
+        args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        processing_class=tokenizer,
+        curriculum=settings["strategy"] or "sec",
+        category=category,
+        eval_reward_funcs=eval_rewards,
+        peft_config=peft_config,
+    )
+
+
+def load_rows(source: str, seed: int, *, evaluation: bool) -> Any:
+    """A data set from a file or name, or generated by a task of that name."""
+    from sec_grpo import tasks
+
+    if source not in tasks.names() or Path(source).exists():
+        return tasks.load_dataset_file(source)
+    task = tasks.get(source)
+    if not evaluation:
+        return task.dataset(GENERATED_PROMPTS_PER_LEVEL, seed=seed)
+    levels = (*task.levels, *task.held_out_levels)
+    return task.dataset(GENERATED_EVAL_PROMPTS_PER_LEVEL, seed=seed + 1_000_000, levels=levels)
+
+
+def category_of(value: str | list[str] | None) -> str | list[str] | None:
+    """The `category` argument of the trainer from its setting."""
+    if value is None:
+        return "difficulty"
+    if isinstance(value, str):
+        if value.lower() == "none":
+            return None
+        return value if "," not in value else [part.strip() for part in value.split(",")]
+    return value
+
+
+def limit_per_category(rows: Any, category: Any, limit: int) -> Any:
+    """The first `limit` rows of every category."""
+    from sec_grpo.trainer.prompts import PromptDataset
+
+    if limit < 1:
+        raise ValueError(f"--eval_limit must be at least 1, got {limit}")
+    counts: dict[object, int] = {}
+    kept = []
+    for i, label in enumerate(PromptDataset(rows, category, argument="eval_data").categories):
+        counts[label] = counts.get(label, 0) + 1
+        if counts[label] <= limit:
+            kept.append(i)
+    return rows.select(kept)
+
+
+def rewards_of(spec: str | None, rows: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The reward functions of training and evaluation."""
+    from sec_grpo import tasks
+
+    if spec is None:
+        try:
+            spec = tasks.task_of(rows[0])
+        except ValueError as error:
+            raise ValueError(
+                f"--reward is missing, and the data does not name it: {error}"
+            ) from error
+    if ":" not in spec:
+        task = tasks.get(spec)
+        return task.reward, task.accuracy
+    func = load_function(spec)
+    return func, func
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """A function named `module:function` or `file.py:function`."""
+    source, _, name = spec.rpartition(":")
+    try:
+        if source.endswith(".py"):
+            found = importlib.util.spec_from_file_location(Path(source).stem, source)
+            if found is None or found.loader is None or not Path(source).is_file():
+                raise ImportError(f"there is no file {source}")
+            module = importlib.util.module_from_spec(found)
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(source)
+    except ImportError as error:
+        raise ValueError(f"--reward {spec!r} cannot be imported: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"--reward {spec!r}: {source} has no function {name!r}")
+    return function

@@ -1,0 +1,14 @@
+"""The errors that mean the input is at fault, not the program."""
+
+from __future__ import annotations
+
+
+class RewardError(RuntimeError):
+    """A reward function raised, or returned something that is not one reward per completion."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be resumed from; the message says why and what to do."""
+
+
+USER_ERRORS = (ValueError, TypeError, OSError, RewardError)

@@ -1,0 +1,263 @@
+"""Collecting rollouts: draw prompts, sample completions, score them, feed the curriculum."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sec_grpo.curriculum import Curriculum
+from sec_grpo.distributed import Processes
+from sec_grpo.errors import RewardError
+from sec_grpo.ops import group_advantages
+from sec_grpo.trainer.config import GRPOConfig
+from sec_grpo.trainer.metrics import MetricStore
+from sec_grpo.trainer.prompts import PromptDataset, is_chat, tokenize_prompt
+from sec_grpo.trainer.rewards import RewardFunctions
+from sec_grpo.trainer.rollout import Rollouts, derive_seed, sample_completions
+
+if TYPE_CHECKING:
+    from transformers import (
+        GenerationConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerState,
+    )
+
+
+class RolloutCollector:
+    """Turns a curriculum and reward functions into generation batches, and evaluates.
+
+    Sampling is seeded by counters (`seed`, the generation's number, the process), so that a batch
+    depends on the model and the curriculum alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        args: GRPOConfig,
+        prompts: PromptDataset,
+        rewards: RewardFunctions,
+        curriculum: Curriculum,
+        tokenizer: PreTrainedTokenizerBase,
+        generation_config: GenerationConfig,
+        max_positions: int | None,
+        processes: Processes,
+        metrics: MetricStore,
+        seed: int,
+    ) -> None:
+        self._args = args
+        self._prompts = prompts
+        self._rewards = rewards
+        self._curriculum = curriculum
+        self._tokenizer = tokenizer
+        self._generation_config = generation_config
+        self._max_positions = max_positions
+        self._processes = processes
+        self._metrics = metrics
+        self._seed = seed
+        self.num_tokens = 0
+        """completion tokens sampled so far, over all processes"""
+
+    def collect(
+        self, model: PreTrainedModel, generation: int, trainer_state: TrainerState
+    ) -> Rollouts:
+        """The completions of one generation batch that belong to this process.
+
+        Raises:
+            RewardError: a reward function failed on any process; the curriculum is then as it was
+                before the call, on every process.
+        """
+        args = self._args
+        before_draw = self._curriculum.state_dict()
+        indices = self._curriculum.draw(args.num_prompts)
+        local = self._processes.local_slice(np.repeat(indices, args.num_generations))
+        rows = [self._prompts.row(i) for i in local]
+        prompt_ids = self._tokenize(rows, local)
+        started = time.perf_counter()
+        completion_ids = sample_completions(
+            model,
+            prompt_ids,
+            self._generation_config,
+            seed=self.derive_seed("rollout", generation),
+            batch_size=args.rollout_batch_size,
+        )
+        self._metrics.add("time/rollout", time.perf_counter() - started)
+        try:
+            rewards, each = self._score_everywhere(rows, completion_ids, trainer_state)
+        except RewardError:
+            self._curriculum.load_state_dict(before_draw)
+            raise
+        all_rewards = self._processes.gather(torch.as_tensor(rewards, dtype=torch.float32))
+        result = group_advantages(
+            all_rewards, num_generations=args.num_generations, scale=args.scale_rewards
+        )
+        shape = (args.num_prompts, args.num_generations)
+        self._curriculum.observe(
+            indices,
+            advantages=result.advantages.reshape(shape).numpy(),
+            rewards=all_rewards.reshape(shape).numpy(),
+        )
+        self._processes.check_equal(self._curriculum.values(), "the curriculum's Q")
+        finished = torch.tensor([self._is_finished(ids) for ids in completion_ids])
+        self._record_rewards(all_rewards.reshape(shape), result.dead, each)
+        self._record_lengths(completion_ids, finished)
+        if args.log_completions and self._processes.rank == 0:
+            self._print_completions(rows, completion_ids, rewards, trainer_state.global_step)
+        return Rollouts(
+            prompt_ids,
+            completion_ids,
+            advantages=self._processes.local_slice(result.advantages).clone(),
+            in_loss=finished if args.mask_truncated_completions else torch.ones_like(finished),
+        )
+
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        prompts: PromptDataset,
+        rewards: RewardFunctions,
+        trainer_state: TrainerState,
+    ) -> np.ndarray:
+        """Rewards (N,) of one completion per row; the rows are dealt to the processes in turn."""
+        config = copy.deepcopy(self._generation_config)
+        if self._args.eval_temperature > 0:
+            config.temperature = self._args.eval_temperature
+        else:
+            config.do_sample = False
+            config.temperature = config.top_p = config.top_k = config.min_p = None
+        processes = self._processes
+        indices = list(range(processes.rank, len(prompts), processes.size))
+        out = np.full(math.ceil(len(prompts) / processes.size), math.nan)
+        size = self._args.per_device_eval_batch_size
+        for start in range(0, len(indices), size):
+            chunk = indices[start : start + size]
+            rows = [prompts.row(i) for i in chunk]
+            seed = self.derive_seed("evaluation", start)
+            ids = sample_completions(model, self._tokenize(rows, chunk), config, seed=seed)
+            out[start : start + len(chunk)], _ = self._score(rewards, rows, ids, trainer_state)
+        gathered = processes.gather(torch.as_tensor(out)).numpy()
+        return gathered.reshape(processes.size, -1).T.reshape(-1)[: len(prompts)]
+
+    def check_reward_funcs(
+        self, prompts: PromptDataset, rewards: RewardFunctions, trainer_state: TrainerState
+    ) -> None:
+        """Call reward functions on empty completions of the first row.
+
+        Raises:
+            RewardError: they fail or return something other than one reward per completion.
+        """
+        rows = [prompts.row(0)] * self._args.num_generations
+        self._score(rewards, rows, [[] for _ in rows], trainer_state)
+
+    def derive_seed(self, stream: str, counter: int) -> int:
+        """The seed of one use of randomness in this process."""
+        return derive_seed(self._seed, stream, counter, self._processes.rank)
+
+    def _tokenize(self, rows: list[dict[str, Any]], indices: Any) -> list[list[int]]:
+        cache: dict[int, list[int]] = {}
+        for index, row in zip(map(int, indices), rows, strict=True):
+            if index not in cache:
+                cache[index] = tokenize_prompt(row["prompt"], self._tokenizer)
+                self._check_length(index, len(cache[index]))
+        return [cache[int(index)] for index in indices]
+
+    def _check_length(self, index: int, length: int) -> None:
+        new = self._args.max_completion_length
+        if self._max_positions is not None and length + new > self._max_positions:
+            raise ValueError(
+                f"row {index}: the prompt's {length} tokens and max_completion_length={new} exceed "
+                f"the model's {self._max_positions} positions; shorten the prompt or the completion"
+            )
+
+    def _score_everywhere(
+        self, rows: list[dict[str, Any]], completion_ids: list[list[int]], state: TrainerState
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`_score`, failing on every process when it fails on one, so that none waits for ever."""
+        started = time.perf_counter()
+        failure: RewardError | None = None
+        scored = None
+        try:
+            scored = self._score(self._rewards, rows, completion_ids, state)
+        except RewardError as error:
+            failure = error
+        if self._processes.sum(int(failure is not None)) != [0]:
+            raise failure or RewardError("a reward function failed on another process")
+        self._metrics.add("time/reward", time.perf_counter() - started)
+        assert scored is not None
+        return scored
+
+    def _score(
+        self,
+        rewards: RewardFunctions,
+        rows: list[dict[str, Any]],
+        completion_ids: list[list[int]],
+        trainer_state: TrainerState,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        completions: list[Any] = [
+            [{"role": "assistant", "content": text}] if is_chat(row["prompt"]) else text
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        names = [name for name in rows[0] if name not in ("prompt", "completion", "completion_ids")]
+        return rewards(
+            prompts=[row["prompt"] for row in rows],
+            completions=completions,
+            completion_ids=completion_ids,
+            columns={name: [row.get(name) for row in rows] for name in names},
+            trainer_state=trainer_state,
+            log_metric=self._metrics.add,
+        )
+
+    def _is_finished(self, ids: list[int]) -> bool:
+        eos = self._generation_config.eos_token_id
+        return bool(ids) and ids[-1] in (eos if isinstance(eos, list) else [eos])
+
+    def _record_rewards(self, rewards: torch.Tensor, dead: torch.Tensor, each: np.ndarray) -> None:
+        """Record rewards (P, G), dead (P * G,) and this process's each (b, F)."""
+        self._metrics.add("reward", rewards.mean())
+        self._metrics.add("reward_std", rewards.std(dim=1).mean())
+        self._metrics.add("frac_reward_zero_std", dead.float().mean())
+        gathered = self._processes.gather(torch.as_tensor(each)).numpy()
+        for k, name in enumerate(self._rewards.names):
+            applies = gathered[:, k][~np.isnan(gathered[:, k])]
+            if applies.size:
+                self._metrics.add(f"rewards/{name}/mean", float(applies.mean()))
+                self._metrics.add(f"rewards/{name}/std", float(applies.std()))
+
+    def _record_lengths(self, completion_ids: list[list[int]], finished: torch.Tensor) -> None:
+        lengths = self._processes.gather(torch.tensor([len(ids) for ids in completion_ids]))
+        ended = self._processes.gather(finished)
+        self.num_tokens += int(lengths.sum())
+        lengths = lengths.float()
+        self._metrics.add("completions/mean_length", lengths.mean())
+        self._metrics.add("completions/min_length", lengths.min())
+        self._metrics.add("completions/max_length", lengths.max())
+        self._metrics.add("completions/clipped_ratio", 1 - ended.float().mean())
+        if ended.any():
+            self._metrics.add("completions/mean_terminated_length", lengths[ended].mean())
+
+    def _print_completions(
+        self,
+        rows: list[dict[str, Any]],
+        completion_ids: list[list[int]],
+        rewards: np.ndarray,
+        step: int,
+    ) -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"completions of step {step + 1}", show_lines=True)
+        for name in ("prompt", "completion", "reward"):
+            table.add_column(name, overflow="fold")
+        shown = range(0, len(rows), max(1, len(rows) // self._args.num_completions_to_print))
+        for i in list(shown)[: self._args.num_completions_to_print]:
+            text = self._tokenizer.decode(completion_ids[i])
+            # Text, not markup: completions are the model's.
+            prompt = str(rows[i]["prompt"])
+            table.add_row(Text(prompt[-400:]), Text(text[-400:]), Text(f"{rewards[i]:.2f}"))
+        Console().print(table)

@@ -1,0 +1,256 @@
+"""Configuration of `GRPOTrainer`: `transformers.TrainingArguments` plus TRL's GRPO names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+
+
+@dataclass
+class GRPOConfig(TrainingArguments):
+    """Arguments of a GRPO run; names and meanings follow `trl.GRPOConfig`.
+
+    One *generation batch* holds `generation_batch_size` completions: `num_prompts` prompts drawn
+    from the curriculum, `num_generations` (G) completions each. It is split over the processes and
+    then into `steps_per_generation` micro-batches of `per_device_train_batch_size` completions; an
+    optimizer step uses `gradient_accumulation_steps` of them, and every completion is used
+    `num_iterations` times.
+
+    Raises:
+        ValueError: a value is out of range, or the batch sizes do not fit together.
+    """
+
+    per_device_train_batch_size: int = field(
+        default=8, metadata={"help": "Completions per device and micro-batch."}
+    )
+    learning_rate: float = field(default=1e-6, metadata={"help": "Initial learning rate."})
+    logging_steps: float = field(
+        default=1, metadata={"help": "Log metrics every this many optimizer steps."}
+    )
+    lr_scheduler_type: str = field(
+        default="constant_with_warmup", metadata={"help": "Learning rate schedule."}
+    )
+    save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every X steps."})
+
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide NaN and infinite losses in the log."}
+    )
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of from_pretrained when the model is given by name."},
+    )
+
+    num_generations: int = field(
+        default=8, metadata={"help": "Completions per prompt (G); at least 2."}
+    )
+    max_completion_length: int = field(
+        default=256, metadata={"help": "Most new tokens of a completion."}
+    )
+    steps_per_generation: int | None = field(
+        default=None,
+        metadata={
+            "help": "Micro-batches made from one generation batch; a multiple of "
+            "gradient_accumulation_steps, which is the default."
+        },
+    )
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Completions generated at a time over all processes. Default: "
+            "per_device_train_batch_size x processes x steps_per_generation."
+        },
+    )
+    num_iterations: int = field(
+        default=1, metadata={"help": "Passes over each generation batch (mu in GRPO)."}
+    )
+    rollout_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most completions generated together on one device; lower it when the "
+            "key-value cache runs out of memory. Default: all."
+        },
+    )
+    generation_seed: int | None = field(
+        default=None, metadata={"help": "Seed of draws and sampling. Default: seed."}
+    )
+
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling mass."})
+    top_k: int = field(default=0, metadata={"help": "Top-k sampling; 0 keeps every token."})
+    min_p: float | None = field(default=None, metadata={"help": "Minimum token probability."})
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "Repetition penalty; 1 is none."}
+    )
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "More arguments of transformers.GenerationConfig."}
+    )
+
+    beta: float = field(
+        default=0.0, metadata={"help": "KL coefficient; above 0 a reference model is loaded."}
+    )
+    epsilon: float = field(default=0.2, metadata={"help": "Lower clip range of the ratio."})
+    epsilon_high: float | None = field(
+        default=None, metadata={"help": "Upper clip range; default: epsilon."}
+    )
+    delta: float | None = field(
+        default=None, metadata={"help": "Upper bound of the ratio in two-sided clipping."}
+    )
+    loss_type: str = field(
+        default="dapo", metadata={"help": f"Loss normalisation: {', '.join(LOSS_TYPES)}."}
+    )
+    importance_sampling_level: Literal["token", "sequence"] = field(
+        default="token", metadata={"help": "Ratio per token (GRPO) or per sequence (GSPO)."}
+    )
+    scale_rewards: str = field(
+        default="group",
+        metadata={"help": "Divide advantages by the std of the group, the batch, or none."},
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward function; default: 1."}
+    )
+    mask_truncated_completions: bool = field(
+        default=False, metadata={"help": "Leave completions without an end token out of the loss."}
+    )
+    fused_lm_head: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute log-probabilities from hidden states and the lm_head in chunks, so "
+            "that the (tokens, vocabulary) logits never exist whole."
+        },
+    )
+
+    eval_temperature: float = field(
+        default=0.0, metadata={"help": "Sampling temperature of evaluation; 0 is greedy."}
+    )
+    check_reward_funcs: bool = field(
+        default=True,
+        metadata={"help": "Call the reward functions once on an empty answer before training."},
+    )
+    log_completions: bool = field(
+        default=False, metadata={"help": "Print a few completions with their rewards."}
+    )
+    num_completions_to_print: int = field(
+        default=4, metadata={"help": "Completions printed when log_completions is set."}
+    )
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        if isinstance(self.scale_rewards, bool):
+            self.scale_rewards = "group" if self.scale_rewards else "none"
+        self.scale_rewards = {"true": "group", "false": "none"}.get(
+            str(self.scale_rewards).lower(), self.scale_rewards
+        )
+        _check_choice("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
+        _check_choice("loss_type", self.loss_type, LOSS_TYPES)
+        _check_choice(
+            "importance_sampling_level", self.importance_sampling_level, ("token", "sequence")
+        )
+        # The data loader is only a clock: prompts come from the curriculum, whose own state says
+        # where it stands, so skipping batches on resume would generate rollouts for nothing.
+        self.ignore_data_skip = True
+        self.remove_unused_columns = False
+        super().__post_init__()
+        self._resolve_batches()
+
+    def _resolve_batches(self) -> None:
+        per_micro_step = self.per_device_train_batch_size * self.world_size
+        if self.steps_per_generation is None:
+            if self.generation_batch_size is None:
+                self.steps_per_generation = self.gradient_accumulation_steps
+            else:
+                self.steps_per_generation = self.generation_batch_size // per_micro_step
+        expected = per_micro_step * self.steps_per_generation
+        if self.generation_batch_size is None:
+            self.generation_batch_size = expected
+        if self.generation_batch_size != expected or self.steps_per_generation < 1:
+            raise ValueError(
+                f"generation_batch_size ({self.generation_batch_size}) must equal "
+                f"per_device_train_batch_size ({self.per_device_train_batch_size}) x processes "
+                f"({self.world_size}) x steps_per_generation ({self.steps_per_generation}); "
+                "set one of generation_batch_size and steps_per_generation"
+            )
+        if self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps})"
+            )
+        if self.generation_batch_size % self.num_generations:
+            below = self.generation_batch_size // self.num_generations * self.num_generations
+            nearest = [str(n) for n in (below, below + self.num_generations) if n > 0]
+            raise ValueError(
+                f"generation_batch_size ({self.generation_batch_size} completions) must be a "
+                f"multiple of num_generations ({self.num_generations}); the nearest sizes that fit "
+                f"are {' and '.join(nearest)}. It is per_device_train_batch_size "
+                f"({self.per_device_train_batch_size}) x processes ({self.world_size}) x "
+                f"steps_per_generation ({self.steps_per_generation})"
+            )
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts drawn from the curriculum per generation batch, over all processes."""
+        assert self.generation_batch_size is not None
+        return self.generation_batch_size // self.num_generations
+
+    @property
+    def updates_per_generation(self) -> int:
+        """Optimizer steps made from one generation batch, `num_iterations` included."""
+        assert self.steps_per_generation is not None
+        updates = self.steps_per_generation // self.gradient_accumulation_steps
+        return updates * self.num_iterations
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Every argument's name."""
+        return [f.name for f in fields(cls)]
+
+
+# TrainingArguments turns the string form of every such field into a dict.
+GRPOConfig._VALID_DICT_FIELDS = [
+    *TrainingArguments._VALID_DICT_FIELDS,
+    "generation_kwargs",
+    "model_init_kwargs",
+]
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def _check_ranges(config: GRPOConfig) -> None:
+    if config.num_generations < 2:
+        raise ValueError(
+            f"num_generations must be at least 2, got {config.num_generations}: an advantage "
+            "compares the completions of one prompt with each other"
+        )
+    for name in (
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "max_completion_length",
+        "num_iterations",
+    ):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name in ("steps_per_generation", "generation_batch_size", "rollout_batch_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1 or unset, got {value}")
+    if not config.temperature > 0:
+        raise ValueError(
+            f"temperature must be above 0, got {config.temperature}: greedy rollouts of one "
+            "prompt are all the same and teach nothing"
+        )
+    if config.eval_temperature < 0:
+        raise ValueError(f"eval_temperature must be 0 or above, got {config.eval_temperature}")
+    if not 0 < config.top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {config.top_p}")
+    if config.top_k < 0:
+        raise ValueError(f"top_k must be 0 (every token) or above, got {config.top_k}")
+    for name in ("epsilon", "epsilon_high", "beta"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must be 0 or above, got {value}")

@@ -1,0 +1,618 @@
+"""GRPO on `transformers.Trainer` with a curriculum that chooses the prompts.
+
+What differs from a plain Trainer:
+
+1. `get_batch_samples`, called once per optimizer step, draws prompts from the curriculum, samples
+   and scores completions, feeds the advantages back, and returns the micro-batches. The data
+   loader is only a clock, so no draw is ever stale.
+2. `compute_loss` runs only rows that can have a gradient: groups whose rewards are all equal are
+   left out (their tokens stay in the denominators).
+3. Sampling is seeded by counters, and a checkpoint holds the curriculum and the completions still
+   to be used, so that a resumed run repeats the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from sec_grpo.curriculum import Curriculum, Strategy, get_strategy
+from sec_grpo.distributed import Processes
+from sec_grpo.errors import CheckpointError, RewardError
+from sec_grpo.ops import linear_policy_loss, policy_loss
+from sec_grpo.trainer import checkpoint as checkpoints
+from sec_grpo.trainer.collect import RolloutCollector
+from sec_grpo.trainer.config import GRPOConfig
+from sec_grpo.trainer.metrics import MetricStore
+from sec_grpo.trainer.policy import (
+    base_model,
+    call_through,
+    check_lm_head,
+    completion_hidden_states,
+    completion_logprobs,
+    lm_head,
+)
+from sec_grpo.trainer.prompts import Category, PromptDataset
+from sec_grpo.trainer.rewards import RewardFunc, RewardFunctions
+from sec_grpo.trainer.rollout import Rollouts
+from sec_grpo.trainer.run_log import RunRecorder
+from sec_grpo.trainer.signals import StopOnSignal
+
+logger = logging.get_logger(__name__)
+
+
+class GRPOTrainer(Trainer):
+    """Train a causal language model with GRPO (arXiv 2402.03300) on prompts a curriculum chooses.
+
+    Args:
+        model: a transformers causal language model (PEFT-wrapped or not), or what
+            `AutoModelForCausalLM.from_pretrained` accepts.
+        reward_funcs: one function or several in TRL's signature, `f(prompts, completions,
+            completion_ids, <columns>, trainer_state, log_metric) -> list of B floats`.
+        args: the run's configuration.
+        train_dataset: rows with a `prompt` column (a string or chat messages); every other column
+            is handed to the reward functions.
+        eval_dataset: rows of the same form; `evaluate` reports the mean evaluation reward per
+            category, which may include categories that are not trained on (held out).
+        processing_class: the tokenizer; default: the one saved beside the model.
+        curriculum: a strategy (`SEC(temperature=0.2)`), its name (`"sec"`), a dict with `name` and
+            its parameters, or a `Curriculum` over the rows of train_dataset. None draws every
+            prompt equally often.
+        category: the column whose value is the row's curriculum arm, several columns, a function
+            of the row, or None for a single arm.
+        eval_reward_funcs: reward functions of evaluation; default: reward_funcs.
+        peft_config: a `peft.PeftConfig` to wrap the model with.
+        callbacks, optimizers: as in `transformers.Trainer`.
+
+    Raises:
+        ValueError: the data set, the category, the strategy, the reward functions or the model do
+            not fit, each with the reason, before anything is trained.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | torch.nn.Module,
+        reward_funcs: RewardFunc | Sequence[RewardFunc],
+        args: GRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        curriculum: Curriculum | Strategy | str | dict[str, Any] | None = None,
+        category: Category = "difficulty",
+        eval_reward_funcs: RewardFunc | Sequence[RewardFunc] | None = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = args if args is not None else GRPOConfig(output_dir="grpo")
+        if not isinstance(args, GRPOConfig):
+            raise ValueError(f"args must be a GRPOConfig, got {type(args).__name__}")
+        self._prompts = PromptDataset(train_dataset, category)
+        self._eval_prompts = (
+            None
+            if eval_dataset is None
+            else PromptDataset(eval_dataset, category, argument="eval_dataset")
+        )
+        self._category = category
+        self._rewards = RewardFunctions(reward_funcs, args.reward_weights)
+        self._eval_rewards = (
+            self._rewards if eval_reward_funcs is None else RewardFunctions(eval_reward_funcs, None)
+        )
+        self.generation_seed = args.seed if args.generation_seed is None else args.generation_seed
+        self.curriculum = self._make_curriculum(curriculum, args)
+        processing_class = _load_tokenizer(model, processing_class)
+        if isinstance(model, str):
+            model = AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        self._reference = _reference_model(model, args.beta)
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=lambda rows: rows,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        # The loss is normalised by the whole batch's counts, not per micro-batch.
+        self.model_accepts_loss_kwargs = True
+        self._refuse_unsupported_model()
+        self._generation_config = self._make_generation_config()
+        if self._reference is not None:
+            self._reference.to(self.args.device)
+        if args.fused_lm_head:
+            check_lm_head(self.model, torch.tensor([[0, 1]], device=self.args.device))
+        self._stop = StopOnSignal()
+        self.add_callback(self._stop)
+
+        self._metrics = MetricStore()
+        self._processes = Processes(self.accelerator)
+        self._collector = RolloutCollector(
+            args=args,
+            prompts=self._prompts,
+            rewards=self._rewards,
+            curriculum=self.curriculum,
+            tokenizer=processing_class,
+            generation_config=self._generation_config,
+            max_positions=_max_positions(self.model),
+            processes=self._processes,
+            metrics=self._metrics,
+            seed=self.generation_seed,
+        )
+        self._recorder = RunRecorder(
+            args.output_dir, self.curriculum, enabled=self.is_world_process_zero()
+        )
+        self._rollouts: Rollouts | None = None
+        self._staging: str | None = None
+        self._step_started: float | None = None
+
+    # ---- Set-up -------------------------------------------------------------------------------
+
+    def _make_curriculum(
+        self, curriculum: Curriculum | Strategy | str | dict[str, Any] | None, args: GRPOConfig
+    ) -> Curriculum:
+        if isinstance(curriculum, Curriculum):
+            if curriculum.num_prompts != len(self._prompts):
+                raise ValueError(
+                    f"curriculum was made for {curriculum.num_prompts} prompts, train_dataset has "
+                    f"{len(self._prompts)}; make it from the same rows"
+                )
+            return curriculum
+        spec: dict[str, Any] = {}
+        if curriculum is None:
+            spec = {"name": "random"}
+        elif isinstance(curriculum, str):
+            spec = {"name": curriculum}
+        elif isinstance(curriculum, dict):
+            spec = dict(curriculum)
+            if "name" not in spec:
+                raise ValueError(f"curriculum needs a 'name', got {curriculum!r}")
+        if spec:
+            name = str(spec.pop("name"))
+            if name.lower() in ("ordered", "reverse") and "steps" not in spec:
+                if args.max_steps <= 0:
+                    raise ValueError(
+                        f"curriculum {name!r} needs 'steps' (its length in generation batches), or "
+                        "max_steps in the config to take it from"
+                    )
+                spec["steps"] = math.ceil(args.max_steps / args.updates_per_generation)
+            strategy = get_strategy(name, **spec)
+        else:
+            strategy = curriculum  # type: ignore[assignment]
+        return Curriculum(self._prompts.categories, strategy, seed=self.generation_seed)
+
+    def _make_generation_config(self) -> GenerationConfig:
+        tokenizer = self.processing_class
+        model_config = getattr(base_model(self.model), "generation_config", None)
+        eos = getattr(model_config, "eos_token_id", None)
+        if eos is None:
+            eos = tokenizer.eos_token_id
+        # 0 is the id of an ordinary token in some vocabularies; padding is masked everywhere.
+        pad = next(
+            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
+        )
+        args = self.args
+        own = {
+            "max_new_tokens": args.max_completion_length,
+            "do_sample": True,
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "top_k": args.top_k,
+            "min_p": args.min_p,
+            "repetition_penalty": args.repetition_penalty,
+            "eos_token_id": eos,
+            "pad_token_id": pad,
+            "use_cache": True,
+        }
+        extra = dict(args.generation_kwargs or {})
+        if clash := sorted(own.keys() & extra.keys()):
+            raise ValueError(
+                f"generation_kwargs must not hold {', '.join(clash)}; the trainer sets them (from "
+                "the config's arguments of those names)"
+            )
+        return GenerationConfig(**own, **extra)
+
+    def _refuse_unsupported_model(self) -> None:
+        for name, config in (getattr(self.model, "peft_config", None) or {}).items():
+            if config.is_prompt_learning:
+                raise ValueError(
+                    f"PEFT adapter {name!r} is a prompt-learning method ({config.peft_type}), "
+                    "which GRPOTrainer does not support; use LoRA or another weight adapter"
+                )
+        zero3 = False
+        if self.is_deepspeed_enabled:
+            zero3 = self.accelerator.state.deepspeed_plugin.zero_stage == 3
+        if self.is_fsdp_enabled or zero3:
+            raise ValueError(
+                "GRPOTrainer does not support FSDP and DeepSpeed ZeRO-3 yet, because sampling "
+                "needs whole parameters; use DDP or ZeRO-1/2"
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """A clock with one tick per micro-batch; one epoch draws as many prompts as there are."""
+        generations = math.ceil(len(self._prompts) / self.args.num_prompts)
+        ticks = (
+            generations * self.args.updates_per_generation * self.args.gradient_accumulation_steps
+        )
+        return DataLoader(range(ticks), batch_size=1, sampler=SequentialSampler(range(ticks)))  # type: ignore[arg-type]
+
+    # ---- Training -----------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; see `transformers.Trainer.train`.
+
+        Ctrl-C or SIGTERM finishes the optimizer step, saves a checkpoint and returns; a second one
+        raises KeyboardInterrupt. A reward function that fails saves a checkpoint of the last
+        finished step and raises `RewardError`.
+
+        Raises:
+            CheckpointError: `resume_from_checkpoint` is not a whole checkpoint of this data set,
+                strategy and batch layout; nothing is changed.
+        """
+        self._rollouts = None
+        path = self._resume_path(resume_from_checkpoint)
+        if path is not None:
+            self._load_own_state(path)
+        if self.args.check_reward_funcs:
+            for rewards in {id(r): r for r in (self._rewards, self._eval_rewards)}.values():
+                self._collector.check_reward_funcs(self._prompts, rewards, self.state)
+            self._metrics.pop()
+        config = {name: getattr(self.args, name) for name in GRPOConfig.names()}
+        step = 0 if path is None else int(path.name.rpartition("-")[2])
+        self._recorder.start(config, step=step, resumed=path is not None)
+        try:
+            with self._stop:
+                return super().train(
+                    resume_from_checkpoint=None if path is None else str(path), **kwargs
+                )
+        finally:
+            self._recorder.stop()
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """Whether the last `train` ended early because of Ctrl-C or SIGTERM."""
+        return self._stop.signal_number is not None
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], int]:
+        """The micro-batches of the next optimizer step, generating when the last are used up."""
+        for _ in range(num_batches):
+            next(epoch_iterator, None)
+        self._step_started = time.perf_counter()
+        args = self.args
+        assert args.steps_per_generation is not None
+        position = self.state.global_step % args.updates_per_generation
+        if position == 0:
+            self._rollouts = self._collect()
+        assert self._rollouts is not None
+        steps = args.steps_per_generation // args.gradient_accumulation_steps
+        first = (position % steps) * args.gradient_accumulation_steps
+        size = args.per_device_train_batch_size
+        slices = [
+            slice(i * size, (i + 1) * size)
+            for i in range(first, first + args.gradient_accumulation_steps)
+        ]
+        num_tokens, num_sequences = self._processes.sum(
+            sum(self._rollouts.num_tokens(rows) for rows in slices),
+            sum(self._rollouts.num_sequences(rows) for rows in slices),
+        )
+        batches = []
+        for rows in slices:
+            chosen = self._rollouts.learnable(rows, skip_zero_advantages=args.beta == 0)
+            inputs = self._rollouts.inputs(chosen, self._generation_config.pad_token_id)
+            inputs["num_items_in_batch"] = max(num_tokens, 1)
+            inputs["num_sequences_in_batch"] = max(num_sequences, 1)
+            batches.append(inputs)
+        # Counter-based, so that dropout too is the same after a resume.
+        torch.manual_seed(self._collector.derive_seed("update", self.state.global_step))
+        return batches, max(num_tokens, 1)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """The policy loss of one micro-batch; their sum over an optimizer step is the step's."""
+        if return_outputs:
+            raise ValueError("GRPOTrainer has no model outputs to return besides the loss")
+        unwrapped = self.accelerator.unwrap_model(model)
+        # Gradients are averaged over processes, the denominators are already global.
+        loss = call_through(model, unwrapped, self._policy_loss, unwrapped, inputs)
+        return loss * self._processes.size
+
+    def _policy_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        args = self.args
+        options = {
+            "cu_seqlens": inputs["cu_seqlens"],
+            "old_logprobs": inputs["old_logprobs"],
+            "ref_logprobs": inputs["ref_logprobs"],
+            "loss_type": args.loss_type,
+            "importance_sampling_level": args.importance_sampling_level,
+            "epsilon_low": args.epsilon,
+            "epsilon_high": args.epsilon if args.epsilon_high is None else args.epsilon_high,
+            "delta": args.delta,
+            "beta": args.beta,
+            "num_items_in_batch": inputs["num_items_in_batch"],
+            "num_sequences_in_batch": inputs["num_sequences_in_batch"],
+            "max_completion_length": args.max_completion_length,
+        }
+        with self.accelerator.autocast():
+            if args.fused_lm_head:
+                head = lm_head(model)
+                out = linear_policy_loss(
+                    completion_hidden_states(model, inputs),
+                    head.weight,
+                    inputs["targets"],
+                    inputs["advantages"],
+                    bias=head.bias,
+                    temperature=args.temperature,
+                    logit_scale=head.logit_scale,
+                    softcap=head.softcap,
+                    **options,
+                )
+                loss, entropy, metrics = out.loss, out.entropy, out.metrics
+            else:
+                logprobs, entropy = completion_logprobs(
+                    model, inputs, args.temperature, fused_lm_head=False
+                )
+                plain = policy_loss(logprobs, inputs["advantages"], **options)
+                loss, metrics = plain.loss, plain.metrics
+        weight = float(inputs["targets"].numel())
+        self._metrics.add("entropy", entropy.detach().mean(), weight)
+        for name, value in metrics.items():
+            if name != "num_tokens" and (name != "kl" or args.beta > 0):
+                self._metrics.add(name, value, weight)
+        # A micro-batch in which every completion was left out is run for its collectives only.
+        return loss if inputs["in_loss"] else loss * 0.0
+
+    # ---- Rollouts -----------------------------------------------------------------------------
+
+    def _collect(self) -> Rollouts:
+        """The next generation batch, with the log-probabilities that the loss will need."""
+        generation = self.state.global_step // self.args.updates_per_generation
+        try:
+            rollouts = self._collector.collect(
+                self.accelerator.unwrap_model(self.model), generation, self.state
+            )
+        except RewardError:
+            # The weights and the curriculum are those of the last finished step.
+            self._rollouts = None
+            if self.state.global_step > 0:
+                self._save_checkpoint(self.model, None)
+                logger.error(
+                    "a reward function failed; saved %s/checkpoint-%d before stopping",
+                    self.args.output_dir,
+                    self.state.global_step,
+                )
+            raise
+        if self.args.updates_per_generation > 1:
+            rollouts.old_logprobs = self._logprobs_of(self.model, rollouts)
+        if self.args.beta > 0:
+            rollouts.ref_logprobs = self._reference_logprobs(rollouts)
+        return rollouts
+
+    def _logprobs_of(self, model: torch.nn.Module, rollouts: Rollouts) -> list[torch.Tensor]:
+        """Log-probabilities of the rollouts' tokens, B tensors (T_i,), without gradients."""
+        size = self.args.per_device_train_batch_size
+        out: list[torch.Tensor] = []
+        was_training = model.training
+        unwrapped = self.accelerator.unwrap_model(model)
+        model.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                for start in range(0, len(rollouts), size):
+                    rows = list(range(start, min(start + size, len(rollouts))))
+                    inputs = self._prepare_inputs(
+                        rollouts.inputs(rows, self._generation_config.pad_token_id)
+                    )
+                    logprobs, _ = completion_logprobs(
+                        unwrapped, inputs, self.args.temperature, self.args.fused_lm_head
+                    )
+                    lengths = [len(rollouts.completion_ids[i]) for i in rows]
+                    out += [part.clone() for part in logprobs.cpu().split(lengths)]
+        finally:
+            model.train(was_training)
+        return out
+
+    def _reference_logprobs(self, rollouts: Rollouts) -> list[torch.Tensor]:
+        if self._reference is not None:
+            return self._logprobs_of(self._reference, rollouts)
+        with self.accelerator.unwrap_model(self.model).disable_adapter():
+            return self._logprobs_of(self.model, rollouts)
+
+    # ---- Evaluation ---------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Mean evaluation reward, in all and per category, over one completion a prompt.
+
+        Args:
+            eval_dataset: rows to evaluate instead of the trainer's `eval_dataset`.
+            metric_key_prefix: put before every metric's name.
+
+        Returns:
+            `eval_reward`, `eval_reward/{category}` for every category, `eval_runtime` (seconds).
+        """
+        prompts = self._eval_prompts
+        if eval_dataset is not None:
+            prompts = PromptDataset(eval_dataset, self._category, argument="eval_dataset")
+        if prompts is None:
+            raise ValueError("evaluate needs an eval_dataset, here or in the trainer")
+        started = time.perf_counter()
+        rewards = self._collector.evaluate(
+            self.accelerator.unwrap_model(self.model), prompts, self._eval_rewards, self.state
+        )
+        by_label: dict[Any, list[float]] = {}
+        for label, reward in zip(prompts.categories, rewards, strict=True):
+            by_label.setdefault(label, []).append(float(reward))
+        arms = [arm for arm in self.curriculum.arms if arm in by_label]
+        held_out = [label for label in by_label if label not in set(arms)]
+        labels = arms + held_out
+        accuracy = {str(label): float(np.mean(by_label[label])) for label in labels}
+        metrics = {f"{metric_key_prefix}_reward": float(np.mean(rewards))}
+        metrics |= {f"{metric_key_prefix}_reward/{k}": v for k, v in accuracy.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
+        self._recorder.evaluation(
+            self.state.global_step,
+            accuracy,
+            {str(label): len(by_label[label]) for label in labels},
+            [str(label) for label in held_out],
+        )
+        super().log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    # ---- Logging ------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the step's metrics to the trackers and to `metrics.jsonl`."""
+        if "loss" in logs:  # not the summary that Trainer logs at the end
+            logs = {**logs, **self._metrics.pop(), "num_tokens": self._collector.num_tokens}
+            if self._step_started is not None:
+                logs["step_time"] = time.perf_counter() - self._step_started
+            self._recorder.step(self.state.global_step, logs)
+            logs |= {f"curriculum/{k}": v for k, v in self.curriculum.metrics().items()}
+        super().log(logs, start_time)
+
+    # ---- Checkpoints --------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write a whole checkpoint into a staging folder, then rename it into place."""
+        output_dir = Path(self.args.output_dir)
+        staging = output_dir / checkpoints.STAGING_DIR
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.clear(staging)
+        self.accelerator.wait_for_everyone()
+        self._staging = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        pending = self.state.global_step % self.args.updates_per_generation != 0
+        if pending and self._rollouts is not None:
+            checkpoints.save_rollouts(
+                staging / name, self._rollouts.state_dict(), self.args.process_index
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.save_state(staging / name, self._own_state())
+            checkpoints.publish(staging / name, output_dir / name)
+            checkpoints.clear(staging)
+            checkpoints.rotate(self, output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging if self._staging is not None else super()._get_output_dir(trial)
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "curriculum": self.curriculum.state_dict(),
+            "num_tokens": self._collector.num_tokens,
+            "elapsed": self._recorder.elapsed,
+            "layout": self._layout(),
+        }
+
+    def _layout(self) -> dict[str, int | None]:
+        """What must not change between the parts of a resumed run."""
+        return {
+            "generation_seed": self.generation_seed,
+            "generation_batch_size": self.args.generation_batch_size,
+            "num_generations": self.args.num_generations,
+            "updates_per_generation": self.args.updates_per_generation,
+        }
+
+    def _resume_path(self, resume_from_checkpoint: str | bool | None) -> Path | None:
+        """The checkpoint to resume from, verified, or None."""
+        if resume_from_checkpoint is None or resume_from_checkpoint is False:
+            return None
+        if resume_from_checkpoint is True:
+            output_dir = self.args.output_dir
+            last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+            if last is None:
+                raise CheckpointError(
+                    f"{output_dir} holds no checkpoint to resume from; start without resuming, or "
+                    "name the checkpoint folder"
+                )
+            resume_from_checkpoint = last
+        path = Path(resume_from_checkpoint)
+        checkpoints.verify(path)
+        return path
+
+    def _load_own_state(self, path: Path) -> None:
+        state = checkpoints.load_state(path)
+        for name, mine in self._layout().items():
+            saved = state["layout"].get(name)
+            if saved != mine:
+                raise CheckpointError(
+                    f"{path} was trained with {name}={saved}, now it is {mine}; set it back to "
+                    "continue the run, or start a new one from the checkpoint's weights"
+                )
+        rollouts = checkpoints.load_rollouts(path, self.args.process_index, self.args.world_size)
+        try:
+            self.curriculum.load_state_dict(state["curriculum"])
+        except ValueError as error:
+            raise CheckpointError(f"{path} does not fit this run: {error}") from error
+        self._rollouts = None if rollouts is None else Rollouts.from_state_dict(rollouts)
+        self._collector.num_tokens = state["num_tokens"]
+        self._recorder.restore(state["elapsed"])
+
+
+def _load_tokenizer(model: Any, processing_class: Any) -> PreTrainedTokenizerBase:
+    if processing_class is None:
+        name = model if isinstance(model, str) else base_model(model).config._name_or_path
+        if not name:
+            raise ValueError(
+                "processing_class is missing and the model does not say where it was loaded from; "
+                "pass its tokenizer"
+            )
+        processing_class = AutoTokenizer.from_pretrained(name)
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"processing_class must be a tokenizer, got {type(processing_class).__name__}"
+        )
+    return processing_class
+
+
+def _max_positions(model: torch.nn.Module) -> int | None:
+    return getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
+
+
+def _reference_model(model: torch.nn.Module, beta: float) -> torch.nn.Module | None:
+    """A frozen copy for the KL term; a PEFT model is its own reference with adapters off."""
+    if beta == 0 or hasattr(model, "disable_adapter"):
+        return None
+    return copy.deepcopy(model).eval().requires_grad_(False)

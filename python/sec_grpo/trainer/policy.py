@@ -1,0 +1,156 @@
+"""How a causal language model turns hidden states into log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sec_grpo.ops import linear_logprob
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """The lm_head of a causal language model and what its config does to the logits.
+
+    logits = softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap)
+    """
+
+    weight: torch.Tensor
+    """(V, D)"""
+    bias: torch.Tensor | None
+    """(V,)"""
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def lm_head(model: nn.Module) -> LMHead:
+    """The model's head.
+
+    Raises:
+        ValueError: the output embedding is not a plain linear layer, for example because LoRA was
+            put on it, whose update would otherwise be ignored.
+    """
+    inner = base_model(model)
+    head = inner.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise ValueError(
+            f"fused_lm_head needs a plain linear lm_head, got {type(head).__name__}. Leave the "
+            "lm_head out of the LoRA target_modules (and modules_to_save), or set "
+            "fused_lm_head=False"
+        )
+    config = inner.config.get_text_config()
+    logit_scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    return LMHead(
+        weight=head.weight,
+        bias=head.bias,
+        logit_scale=float(logit_scale) / float(divisor),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def completion_hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """Hidden states (N, D) that predict the completion tokens of a micro-batch."""
+    decoder = base_model(model).get_decoder()
+    output = decoder(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+    )
+    return output.last_hidden_state.flatten(0, 1)[inputs["logit_positions"]]
+
+
+def completion_logprobs(
+    model: nn.Module, inputs: dict[str, Any], temperature: float, fused_lm_head: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies (N,) float32 of the completion tokens of a micro-batch.
+
+    With `fused_lm_head` the logits are made in chunks; without it the model's own forward makes
+    them whole, which works for any head.
+    """
+    if fused_lm_head:
+        head = lm_head(model)
+        logprobs, entropy = linear_logprob(
+            completion_hidden_states(model, inputs),
+            head.weight,
+            inputs["targets"],
+            bias=head.bias,
+            temperature=temperature,
+            logit_scale=head.logit_scale,
+            softcap=head.softcap,
+            return_entropy=True,
+        )
+        return logprobs, entropy
+    logits = base_model(model)(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+    ).logits
+    # float32: bf16 log-probabilities are off by up to 0.07 near the peak.
+    logits = logits.flatten(0, 1)[inputs["logit_positions"]].float() / temperature
+    all_logprobs = logits.log_softmax(-1)
+    entropy = -(all_logprobs.exp() * all_logprobs).sum(-1).detach()
+    return all_logprobs.gather(-1, inputs["targets"][:, None]).squeeze(-1), entropy
+
+
+@torch.no_grad()
+def check_lm_head(model: nn.Module, input_ids: torch.Tensor) -> None:
+    """Compare the model's own logits with those of `lm_head` on a short input.
+
+    Args:
+        input_ids: (1, L) token ids, L small.
+
+    Raises:
+        ValueError: they differ, so the model does something to its logits that is not known here.
+    """
+    inner = base_model(model)
+    mask = torch.ones_like(input_ids)
+    was_training = model.training
+    model.eval()
+    try:
+        logits = inner(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].float()
+        decoder = inner.get_decoder()
+        hidden = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False)
+    finally:
+        model.train(was_training)
+    head = lm_head(model)
+    ours = nn.functional.linear(hidden.last_hidden_state[0], head.weight, head.bias).float()
+    ours = ours * head.logit_scale
+    if head.softcap is not None:
+        ours = head.softcap * torch.tanh(ours / head.softcap)
+    if logits.shape != ours.shape or not torch.allclose(logits, ours, rtol=2e-2, atol=2e-2):
+        raise ValueError(
+            f"{type(inner).__name__} changes its logits in a way that fused_lm_head does not know; "
+            "set fused_lm_head=False to use the model's own forward"
+        )
+
+
+def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any):
+    """Call `function` as if it were `module.forward`, through `wrapper`.
+
+    Wrappers such as DistributedDataParallel prepare gradient reduction in their own forward, which
+    a direct call of a submodule would miss (the idea is Lightning Fabric's forward redirection).
+    """
+    patched = vars(module).get("forward")
+
+    def restore() -> None:
+        if patched is None:
+            del module.forward
+        else:
+            module.forward = patched
+
+    def forward(*inner_args: Any) -> Any:
+        restore()
+        return function(*inner_args)
+
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        return wrapper(*args)
+    finally:
+        if vars(module).get("forward") is forward:
+            restore()
