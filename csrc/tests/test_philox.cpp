@@ -1,0 +1,42 @@
+#include "check.h"
+#include "sec_grpo/philox.h"
+
+using sec_grpo::philox4x32;
+using sec_grpo::PhiloxCounter;
+using sec_grpo::PhiloxKey;
+
+// The known-answer vectors published with Random123 (kat_vectors, philox4x32 10).
+void test_known_answers() {
+  CHECK((philox4x32({0, 0, 0, 0}, {0, 0}) ==
+         PhiloxCounter{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  CHECK((philox4x32({0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff}) ==
+         PhiloxCounter{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  CHECK((philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}) ==
+         PhiloxCounter{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+void test_words_walk_through_the_blocks() {
+  const PhiloxKey key = sec_grpo::philox_key(0x0123456789abcdefu);
+  CHECK((key == PhiloxKey{0x89abcdef, 0x01234567}));
+  sec_grpo::PhiloxWords words({5, 6, 7, 8}, key);
+  for (std::uint32_t attempt = 8; attempt < 11; ++attempt) {
+    const PhiloxCounter block = philox4x32({5, 6, 7, attempt}, key);
+    CHECK(words() == (block[0] | std::uint64_t{block[1]} << 32));
+    CHECK(words() == (block[2] | std::uint64_t{block[3]} << 32));
+  }
+}
+
+void test_purposes_never_share_a_block() {
+  const PhiloxKey key{1, 2};
+  // The same numbers in every other word: only the purpose differs.
+  CHECK(sec_grpo::arm_words(0, key)() != sec_grpo::prompt_words(0, 0, 0, key)());
+  // Epochs that differ above bit 32 only.
+  CHECK(sec_grpo::prompt_words(3, 1, 4, key)() !=
+        sec_grpo::prompt_words(3, (std::uint64_t{1} << 32) + 1, 4, key)());
+}
+
+int main() {
+  test_known_answers();
+  test_words_walk_through_the_blocks();
+  test_purposes_never_share_a_block();
+}
