@@ -94,7 +94,9 @@ class RolloutCollector:
             raise
         all_rewards = self._processes.gather(torch.as_tensor(rewards, dtype=torch.float32))
         result = group_advantages(
-            all_rewards, num_generations=args.num_generations, scale=args.scale_rewards
+            all_rewards,
+            num_generations=args.num_generations,
+            scale=args.scale_rewards,  # type: ignore[arg-type]
         )
         shape = (args.num_prompts, args.num_generations)
         self._curriculum.observe(

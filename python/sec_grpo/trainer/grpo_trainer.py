@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainerControl,
 )
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -121,7 +122,7 @@ class GRPOTrainer(Trainer):
         self.curriculum = self._make_curriculum(curriculum, args)
         processing_class = _load_tokenizer(model, processing_class)
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+            model = AutoModelForCausalLM.from_pretrained(model, **_dict(args.model_init_kwargs))
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -228,7 +229,7 @@ class GRPOTrainer(Trainer):
             "pad_token_id": pad,
             "use_cache": True,
         }
-        extra = dict(args.generation_kwargs or {})
+        extra = _dict(args.generation_kwargs)
         if clash := sorted(own.keys() & extra.keys()):
             raise ValueError(
                 f"generation_kwargs must not hold {', '.join(clash)}; the trainer sets them (from "
@@ -490,9 +491,8 @@ class GRPOTrainer(Trainer):
             [str(label) for label in held_out],
         )
         super().log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = control
         return metrics
 
     # ---- Logging ------------------------------------------------------------------------------
@@ -568,7 +568,7 @@ class GRPOTrainer(Trainer):
                     "name the checkpoint folder"
                 )
             resume_from_checkpoint = last
-        path = Path(resume_from_checkpoint)
+        path = Path(str(resume_from_checkpoint))
         checkpoints.verify(path)
         return path
 
@@ -605,6 +605,12 @@ def _load_tokenizer(model: Any, processing_class: Any) -> PreTrainedTokenizerBas
             f"processing_class must be a tokenizer, got {type(processing_class).__name__}"
         )
     return processing_class
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """A dict-valued argument; TrainingArguments has parsed its string form already."""
+    assert not isinstance(value, str)
+    return dict(value or {})
 
 
 def _max_positions(model: torch.nn.Module) -> int | None:

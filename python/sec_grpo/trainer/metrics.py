@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 
@@ -43,7 +44,7 @@ class MetricStore:
         return out
 
 
-def _fetch(tensors: list[torch.Tensor]):
+def _fetch(tensors: list[torch.Tensor]) -> Iterator[float]:
     """The tensors' values in order, with one transfer per device."""
     by_device: dict[torch.device, list[torch.Tensor]] = defaultdict(list)
     for tensor in tensors:

@@ -29,7 +29,8 @@ class LMHead:
 
 def base_model(model: nn.Module) -> Any:
     """The transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    get = getattr(model, "get_base_model", None)
+    return model if get is None else get()
 
 
 def lm_head(model: nn.Module) -> LMHead:
@@ -130,7 +131,9 @@ def check_lm_head(model: nn.Module, input_ids: torch.Tensor) -> None:
         )
 
 
-def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any):
+def call_through(
+    wrapper: nn.Module, module: nn.Module, function: Callable[..., Any], *args: Any
+) -> Any:
     """Call `function` as if it were `module.forward`, through `wrapper`.
 
     Wrappers such as DistributedDataParallel prepare gradient reduction in their own forward, which
@@ -148,7 +151,7 @@ def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[..., 
         restore()
         return function(*inner_args)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         return wrapper(*args)
     finally:

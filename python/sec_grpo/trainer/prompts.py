@@ -59,6 +59,7 @@ class PromptDataset:
         row = dict(self._dataset[int(index)])
         prompt = row.get("prompt")
         if is_chat(prompt):
+            assert prompt is not None
             for message in prompt:
                 if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
                     raise ValueError(

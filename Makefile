@@ -1,0 +1,74 @@
+# Everything runs in .venv, made here with the versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+ARGS ?=
+
+.PHONY: help quickstart test lint format bench gpu-check wheel clean
+
+help:
+	@echo "make quickstart  watch a tiny model learn: random order against SEC (3 minutes)"
+	@echo "make test        every test"
+	@echo "make lint        ruff, clang-format, mypy"
+	@echo "make format      rewrite the sources as lint wants them"
+	@echo "make bench       microbenchmarks (pytest-benchmark)"
+	@echo "make gpu-check   GPU tests and benchmarks; says so where there is no GPU"
+	@echo "make wheel       wheel and source archive in dist/"
+	@echo "ARGS=... is passed on, PYTHON=... chooses the interpreter."
+
+quickstart: $(VENV)/.built
+	$(BIN)/sec-grpo quickstart $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks --benchmark-sort=name $(ARGS)
+
+gpu-check: $(VENV)/.test
+	$(BIN)/python benchmarks/gpu_check.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "$(PYTHON) lacks venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch alone and first, so that nothing else decides which build of it is taken.
+$(VENV)/.build-tools: constraints.txt | $(BIN)/python
+	@echo "installing the dependencies into $(VENV)"
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	$(PIP) scikit-build-core pybind11 cmake ninja
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.build-tools pyproject.toml CMakeLists.txt $(CPP)
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
