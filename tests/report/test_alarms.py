@@ -141,6 +141,12 @@ def test_arm_never_drawn(tmp_path):
     assert found[0].startswith("Not drawn for 50 steps or more: b (never). ")
 
 
+def test_arm_drawn_once_at_the_first_step(tmp_path):
+    draws = np.arange(1, STEPS + 1)[:, None] * np.array([1, 0]) + np.array([0, 1])
+    found = alarms(log(tmp_path, draws=draws))
+    assert "b (last at step 1, reward 0." in found[0]
+
+
 def test_starvation_without_logged_draws_goes_by_probability(tmp_path):
     probability = np.full((STEPS, 2), [0.7, 0.3])
     assert alarms(log(tmp_path / "fine", draws=None, probability=probability)) == []

@@ -168,6 +168,18 @@ def test_resume_supersedes_rolled_back_steps_and_evals(tmp_path):
     assert run.max_steps == 20
 
 
+def test_run_line_that_names_its_step_rolls_back_at_once(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        write_run_line(writer, step=0)
+        for step in range(1, 8):
+            write_step(writer, step)
+            write_eval(writer, step, 0.5)
+        write_run_line(writer, step=4)
+    run = read_run(tmp_path)
+    assert run.steps.tolist() == [1, 2, 3, 4]
+    assert [item.step for item in run.evals] == [1, 2, 3, 4]
+
+
 def test_eval_line_before_the_step_line_of_its_step_survives_a_resume(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         write_run_line(writer)
@@ -249,6 +261,18 @@ def test_nulls_and_nan_become_nan_and_are_counted(tmp_path):
     assert np.isnan(run.probability[2:]).all()
     assert np.isnan(run.scalar("never logged")).tolist() == [True] * 4
     assert set(run.scalars) == {"loss", "later"}
+
+
+def test_observations_repeated_while_an_arm_is_not_drawn_are_masked(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        write_run_line(writer, arms=["a", "b"])
+        for step, draws in ((1, [4, 0]), (2, [6, 2]), (3, [6, 6])):
+            seen = {"abs_advantage": [0.5, 0.25], "reward": [1.0, 0.5], "dead_groups": [0.0, 1.0]}
+            writer.write("step", step=step, time=0.0, arms={"draws": draws, **seen})
+    run = read_run(tmp_path)
+    np.testing.assert_array_equal(run.reward, [[1.0, np.nan], [1.0, 0.5], [np.nan, 0.5]])
+    np.testing.assert_array_equal(run.abs_advantage, [[0.5, np.nan], [0.5, 0.25], [np.nan, 0.25]])
+    np.testing.assert_array_equal(run.dead_groups, [[0.0, np.nan], [0.0, 1.0], [np.nan, 1.0]])
 
 
 def test_missing_log_names_the_path_and_the_way_out(tmp_path):

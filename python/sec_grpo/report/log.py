@@ -134,7 +134,8 @@ class Evaluation:
 class RunLog:
     """What one run wrote, steps that a resume rolled back left out.
 
-    Everything not observed at a step is NaN in the arrays.
+    Everything not observed at a step is NaN in the arrays: |A|, reward and dead groups of an arm
+    not drawn since the logged step before, too.
     """
 
     path: Path
@@ -178,7 +179,8 @@ class _Records:
     """The live step and eval lines of a log in file order.
 
     A segment begins at each run line, and where steps run backwards without one. A step or an
-    evaluation supersedes everything at or after it that an earlier segment wrote.
+    evaluation supersedes everything at or after it that an earlier segment wrote; so does a run
+    line that says at which step it resumes.
     """
 
     def __init__(self) -> None:
@@ -194,6 +196,12 @@ class _Records:
     def _drop(self, kept: dict[int, tuple[int, dict[str, Any]]], first: int) -> None:
         for step in [s for s, (g, _) in kept.items() if s >= first and g < self.segment]:
             del kept[step]
+
+    def resume(self, step: int) -> None:
+        """Begins a segment that goes on from the checkpoint of ``step``."""
+        self.new_segment()
+        self._drop(self.steps, step + 1)
+        self._drop(self.evals, step + 1)
 
     def add_step(self, step: int, record: dict[str, Any]) -> None:
         if step < self.last_step:
@@ -288,7 +296,10 @@ def _collect(file: Path) -> tuple[dict[str, Any], _Records]:
             if not isinstance(record.get("arms"), list):
                 raise ValueError(f"{where}: arms must be a list of labels. Got {record}.")
             header = record
-            records.new_segment()
+            if "step" in record:
+                records.resume(_step_of(record, where))
+            else:
+                records.new_segment()
         elif event in ("step", "eval"):
             if header is None:
                 raise ValueError(f"{where}: a run line must come first. Got event {event!r}.")
@@ -351,6 +362,11 @@ def read_run(path: str | os.PathLike[str]) -> RunLog:
         table = [(row.get("arms") or {}).get(key) or unseen for row in rows]
         return np.array([[_number(cell) for cell in line] for line in table], dtype=np.float64)
 
+    columns = {key: per_arm(key) for key in ARM_KEYS}
+    # The trainer repeats an arm's last observation until the next one.
+    idle = np.diff(columns["draws"], axis=0, prepend=0.0) <= 0
+    for key in ("abs_advantage", "reward", "dead_groups"):
+        columns[key] = np.where(idle, np.nan, columns[key])
     max_steps = header.get("max_steps")
     return RunLog(
         path=file,
@@ -365,5 +381,5 @@ def read_run(path: str | os.PathLike[str]) -> RunLog:
         scalars=scalars,
         evals=tuple(_evaluation(record) for _, (_, record) in sorted(records.evals.items())),
         non_finite={name: steps for name, steps in non_finite.items() if steps},
-        **{key: per_arm(key) for key in ARM_KEYS},
+        **columns,
     )

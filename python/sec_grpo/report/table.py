@@ -79,16 +79,6 @@ def _before_and_after(run: RunLog) -> tuple[Evaluation | None, Evaluation | None
     return (only, None) if only.step == 0 else (None, only)
 
 
-def _completion_tokens(run: RunLog) -> int | None:
-    """Sum over steps of mean completion length x G x prompts drawn; None where one is unknown."""
-    group = run.config.get("num_generations")
-    prompts = np.diff(run.draws.sum(axis=1), prepend=0.0)
-    tokens = run.scalar("completions/mean_length") * prompts
-    if not isinstance(group, int) or not np.isfinite(tokens).all():
-        return None
-    return round(float(tokens.sum()) * group)
-
-
 def _last_finite(values: np.ndarray) -> float | None:
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None
@@ -100,7 +90,8 @@ def summary_rows(run: RunLog) -> dict[str, Any]:
     ``before`` and ``after`` are its first and last evaluation: accuracy and 95% Wilson interval
     by level, and the means over trained and over held-out levels (each level weighs the same).
     ``dead_groups`` is the mean over steps of the share of groups with equal rewards,
-    ``num_tokens`` the trainer's own count, and ``final_probability`` that of the last step.
+    ``completion_tokens`` the trainer's count ``num_tokens`` of sampled tokens, and
+    ``final_probability`` that of the last step.
     """
     before, after = _before_and_after(run)
     tokens = _last_finite(run.scalar("num_tokens"))
@@ -116,8 +107,7 @@ def summary_rows(run: RunLog) -> dict[str, Any]:
         "max_steps": run.max_steps,
         "seconds": _last_finite(run.time),
         "dead_groups": _mean(run.scalar("frac_reward_zero_std").tolist()),
-        "completion_tokens": _completion_tokens(run),
-        "num_tokens": None if tokens is None else round(tokens),
+        "completion_tokens": None if tokens is None else round(tokens),
         "final_probability": {
             arm: _finite(p) for arm, p in zip(run.arms, run.probability[-1].tolist(), strict=True)
         },
@@ -190,8 +180,6 @@ def summary_table(runs: Sequence[RunLog]) -> Table:
     seconds = [row["seconds"] for row in rows]
     table.add_row("seconds", *("-" if s is None else f"{s:.0f}" for s in seconds))
     table.add_row("dead groups", *(_share(row["dead_groups"]) for row in rows))
-    known = all(row["completion_tokens"] is not None for row in rows)
-    key = "completion_tokens" if known else "num_tokens"
-    table.add_row("completion tokens" if known else "tokens", *(_count(row[key]) for row in rows))
+    table.add_row("completion tokens", *(_count(row["completion_tokens"]) for row in rows))
     table.add_row("likeliest arms\nat the end", *(_likeliest(row) for row in rows))
     return table
