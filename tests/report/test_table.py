@@ -22,23 +22,19 @@ def small_run(folder, evals=((0, 0.25, 0.0, 0.125), (2, 0.75, 0.5, 0.25)), **hea
         writer.write("run", **{**HEADER, **header})
         writer.write(
             "step",
-            **{
-                "step": 1,
-                "time": 2.0,
-                "frac_reward_zero_std": 0.5,
-                "num_tokens": 700,
-                "arms": {"probability": [0.5, 0.5], "draws": [3, 5]},
-            },
+            step=1,
+            time=2.0,
+            frac_reward_zero_std=0.5,
+            num_tokens=700,
+            arms={"probability": [0.5, 0.5], "draws": [3, 5]},
         )
         writer.write(
             "step",
-            **{
-                "step": 2,
-                "time": 5.0,
-                "frac_reward_zero_std": 0.25,
-                "num_tokens": 1900,
-                "arms": {"probability": [0.125, 0.875], "draws": [4, 12]},
-            },
+            step=2,
+            time=5.0,
+            frac_reward_zero_std=0.25,
+            num_tokens=1900,
+            arms={"probability": [0.125, 0.875], "draws": [4, 12]},
         )
         for step, *accuracy in evals:
             writer.write(
