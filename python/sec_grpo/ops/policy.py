@@ -225,7 +225,8 @@ def policy_loss(
         num_items_in_batch, num_sequences_in_batch: a number or a tensor of one element.
         max_completion_length: the generation limit in tokens.
         backend: "triton" (no host synchronisation, no float64), "torch", or "auto": triton on a
-            GPU, but torch for float64. The same call twice gives the same bits on the CPU and with triton.
+            GPU, but torch for float64. The same call twice gives the same bits on the CPU and
+            with triton.
 
     Returns:
         PolicyLoss(loss, metrics). Metrics, over unmasked tokens: clip_ratio/low_mean (rho below

@@ -1,0 +1,374 @@
+"""Triton: clipped policy loss, its gradient in logp and its metrics in one pass over the tokens.
+
+Axes: N tokens (flat), T padded length, B sequences.
+
+One program a sequence, so lengths need not be known on the host and nothing recompiles as they
+change. The gradient is final but for the batch's denominator: the backward is a multiplication.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sec_grpo.kernels.reference import (
+    MAX_LOG_RATIO,
+    Denominators,
+    PolicyLossSpec,
+    at_least_one,
+)
+
+BLOCK = 1024
+NUM_WARPS = 4
+# Columns of the per-sequence partial results, padded to a power of two.
+NUM_PARTIALS = tl.constexpr(8)
+_MAX_LOG_RATIO = tl.constexpr(MAX_LOG_RATIO)
+# min and max drop a NaN by default: a diverged policy would pass for one with a large ratio.
+_KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _load_tokens(pointer, offsets, keep):
+    """float32 values, 0 where not kept: a masked entry may hold NaN."""
+    return tl.where(keep, tl.load(pointer + offsets, mask=keep, other=0.0).to(tl.float32), 0.0)
+
+
+@triton.jit
+def _kept(mask_ptr, offsets, inside, HAS_MASK: tl.constexpr):
+    if HAS_MASK:
+        return inside & (tl.load(mask_ptr + offsets, mask=inside, other=0) != 0)
+    else:
+        return inside
+
+
+@triton.jit
+def _kl(logp, ref, KL: tl.constexpr):
+    """The estimate and its derivative in logp."""
+    if KL == 1:
+        value = logp - ref
+        slope = tl.full(logp.shape, 1.0, tl.float32)
+    elif KL == 2:
+        slope = logp - ref
+        value = slope * slope * 0.5
+    else:
+        log_ratio = tl.minimum(ref - logp, _MAX_LOG_RATIO, _KEEP_NAN)
+        ratio = tl.exp(log_ratio)
+        value = ratio - log_ratio - 1.0
+        slope = tl.where(ref - logp <= _MAX_LOG_RATIO, 1.0 - ratio, 0.0)
+    return value, slope
+
+
+@triton.jit
+def _clipped_objective(ratio, adv, low, high, delta):
+    """min(min(ratio, delta) A, clip(ratio, low, high) A) and its derivative in ratio."""
+    capped = tl.minimum(ratio, delta, _KEEP_NAN)
+    clipped = tl.minimum(tl.maximum(ratio, low, _KEEP_NAN), high, _KEEP_NAN)
+    value = tl.minimum(capped * adv, clipped * adv, _KEEP_NAN)
+    passes = tl.where(adv > 0, ratio <= high, (ratio >= low) & (ratio <= delta))
+    return value, tl.where(passes, adv, 0.0)
+
+
+@triton.jit(do_not_specialize=["padded_length", "low", "high", "delta", "cispo_high", "beta"])
+def _policy_loss_kernel(
+    logprobs_ptr,
+    advantages_ptr,
+    mask_ptr,
+    cu_seqlens_ptr,
+    old_ptr,
+    ref_ptr,
+    gradient_ptr,
+    partials_ptr,
+    padded_length,
+    low,
+    high,
+    delta,
+    cispo_high,
+    beta,
+    PACKED: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_OLD: tl.constexpr,
+    KL: tl.constexpr,
+    PER_TOKEN_ADVANTAGES: tl.constexpr,
+    SEQUENCE_LEVEL: tl.constexpr,
+    CISPO: tl.constexpr,
+    SEQUENCE_MEAN: tl.constexpr,
+    NEED_GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    sequence = tl.program_id(0).to(tl.int64)
+    if PACKED:
+        begin = tl.load(cu_seqlens_ptr + sequence).to(tl.int64)
+        length = tl.load(cu_seqlens_ptr + sequence + 1).to(tl.int64) - begin
+    else:
+        length = padded_length.to(tl.int64)
+        begin = sequence * length
+
+    num_kept = length.to(tl.float32)
+    log_ratio_sum = num_kept * 0.0
+    if HAS_MASK or (SEQUENCE_LEVEL and HAS_OLD):
+        kept_lanes = tl.zeros([BLOCK], tl.float32)
+        ratio_lanes = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, length, BLOCK):
+            t = start + tl.arange(0, BLOCK).to(tl.int64)
+            keep = _kept(mask_ptr, begin + t, t < length, HAS_MASK)
+            kept_lanes += keep.to(tl.float32)
+            if SEQUENCE_LEVEL and HAS_OLD:
+                logp = _load_tokens(logprobs_ptr, begin + t, keep)
+                ratio_lanes += logp - _load_tokens(old_ptr, begin + t, keep)
+        num_kept = tl.sum(kept_lanes, 0)
+        log_ratio_sum = tl.sum(ratio_lanes, 0)
+    mean_scale = 1.0 / tl.maximum(num_kept, 1.0)
+    weight = mean_scale if SEQUENCE_MEAN else 1.0
+
+    loss_lanes = tl.zeros([BLOCK], tl.float32)
+    low_lanes = tl.zeros([BLOCK], tl.float32)
+    high_lanes = tl.zeros([BLOCK], tl.float32)
+    ratio_lanes = tl.zeros([BLOCK], tl.float32)
+    ratio_max = tl.zeros([BLOCK], tl.float32)
+    kl_lanes = tl.zeros([BLOCK], tl.float32)
+    slope_lanes = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, length, BLOCK):
+        t = start + tl.arange(0, BLOCK).to(tl.int64)
+        keep = _kept(mask_ptr, begin + t, t < length, HAS_MASK)
+        logp = _load_tokens(logprobs_ptr, begin + t, keep)
+        if PER_TOKEN_ADVANTAGES:
+            adv = _load_tokens(advantages_ptr, begin + t, keep)
+        else:
+            adv = tl.load(advantages_ptr + sequence).to(tl.float32) + tl.zeros([BLOCK], tl.float32)
+        if SEQUENCE_LEVEL:
+            log_ratio = log_ratio_sum * mean_scale + tl.zeros([BLOCK], tl.float32)
+        elif HAS_OLD:
+            log_ratio = logp - _load_tokens(old_ptr, begin + t, keep)
+        else:
+            log_ratio = tl.zeros([BLOCK], tl.float32)
+        ratio = tl.exp(tl.minimum(log_ratio, _MAX_LOG_RATIO, _KEEP_NAN))
+
+        if CISPO:
+            slope = tl.minimum(ratio, cispo_high, _KEEP_NAN) * adv
+            objective = slope * logp
+            is_low = t < 0
+            is_high = keep & (ratio > cispo_high) & (adv > 0)
+        else:
+            objective, slope = _clipped_objective(ratio, adv, low, high, delta)
+            slope = tl.where(log_ratio <= _MAX_LOG_RATIO, slope * ratio, 0.0)
+            is_low = keep & (ratio < low) & (adv < 0)
+            is_high = keep & (ratio > high) & (adv > 0)
+        token_loss = -objective
+        gradient = -slope
+        if SEQUENCE_LEVEL and not CISPO:
+            slope_lanes += tl.where(keep, -slope, 0.0)
+            gradient = tl.zeros([BLOCK], tl.float32)
+        if KL != 0:
+            kl, kl_slope = _kl(logp, _load_tokens(ref_ptr, begin + t, keep), KL)
+            token_loss += beta * kl
+            gradient += beta * kl_slope
+            kl_lanes += tl.where(keep, kl, 0.0)
+
+        loss_lanes += tl.where(keep, token_loss * weight, 0.0)
+        low_lanes += is_low.to(tl.float32)
+        high_lanes += is_high.to(tl.float32)
+        ratio_lanes += tl.where(keep, ratio, 0.0)
+        ratio_max = tl.maximum(ratio_max, tl.where(keep, ratio, 0.0))
+        if NEED_GRADIENT:
+            gradient = tl.where(keep, gradient * weight, 0.0)
+            tl.store(gradient_ptr + begin + t, gradient, mask=t < length)
+
+    if NEED_GRADIENT and SEQUENCE_LEVEL and not CISPO:
+        # Every token moves the sequence's ratio by ratio / tokens.
+        share = tl.sum(slope_lanes, 0) * mean_scale * weight
+        tl.debug_barrier()
+        for start in range(0, length, BLOCK):
+            t = start + tl.arange(0, BLOCK).to(tl.int64)
+            keep = _kept(mask_ptr, begin + t, t < length, HAS_MASK)
+            gradient = tl.load(gradient_ptr + begin + t, mask=keep, other=0.0) + share
+            tl.store(gradient_ptr + begin + t, gradient, mask=keep)
+
+    out = partials_ptr + sequence * NUM_PARTIALS
+    tl.store(out + 0, num_kept)
+    tl.store(out + 1, tl.sum(loss_lanes, 0))
+    tl.store(out + 2, tl.sum(low_lanes, 0))
+    tl.store(out + 3, tl.sum(high_lanes, 0))
+    tl.store(out + 4, tl.sum(ratio_lanes, 0))
+    tl.store(out + 5, tl.sum(kl_lanes, 0))
+    tl.store(out + 6, tl.max(ratio_max, 0))
+    tl.store(out + 7, 0.0)
+
+
+@triton.jit(do_not_specialize=["num_sequences"])
+def _reduce_partials_kernel(
+    partials_ptr, sums_ptr, num_tokens_ptr, num_sequences, BLOCK: tl.constexpr
+):
+    """sums: loss, mean low, high, region, ratio, kl, max ratio; and the number of tokens."""
+    column = tl.arange(0, NUM_PARTIALS)
+    total = tl.zeros([NUM_PARTIALS], tl.float64)
+    largest = tl.zeros([NUM_PARTIALS], tl.float32)
+    for start in range(0, num_sequences, BLOCK):
+        row = start + tl.arange(0, BLOCK).to(tl.int64)
+        at = row[:, None] * NUM_PARTIALS + column[None, :]
+        values = tl.load(partials_ptr + at, mask=(row < num_sequences)[:, None], other=0.0)
+        total += tl.sum(values.to(tl.float64), 0)
+        largest = tl.maximum(largest, tl.max(values, 0))
+    zero = tl.zeros([NUM_PARTIALS], tl.float64)
+    num_tokens = tl.sum(tl.where(column == 0, total, zero), 0)
+    mean = total / tl.maximum(num_tokens, 1.0)
+    low = tl.sum(tl.where(column == 2, mean, zero), 0)
+    high = tl.sum(tl.where(column == 3, mean, zero), 0)
+    tl.store(num_tokens_ptr, num_tokens.to(tl.int64))
+    tl.store(sums_ptr + 0, tl.sum(tl.where(column == 1, total, zero), 0).to(tl.float32))
+    tl.store(sums_ptr + 1, low.to(tl.float32))
+    tl.store(sums_ptr + 2, high.to(tl.float32))
+    tl.store(sums_ptr + 3, (low + high).to(tl.float32))
+    tl.store(sums_ptr + 4, tl.sum(tl.where(column == 4, mean, zero), 0).to(tl.float32))
+    tl.store(sums_ptr + 5, tl.sum(tl.where(column == 5, mean, zero), 0).to(tl.float32))
+    tl.store(sums_ptr + 6, tl.max(tl.where(column == 6, largest, 0.0), 0))
+
+
+def _launch(
+    logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    num_sequences: int,
+    per_token_advantages: bool,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    spec: PolicyLossSpec,
+    need_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """sums (7,), num_tokens (), and the gradient (N,) short of the denominator."""
+    device = logprobs.device
+    logprobs = logprobs.contiguous()
+    sums = torch.zeros(7, dtype=torch.float32, device=device)
+    num_tokens = torch.zeros((), dtype=torch.int64, device=device)
+    gradient = None
+    if need_gradient:
+        gradient = torch.empty(logprobs.shape, dtype=torch.float32, device=device)
+    if num_sequences == 0:
+        return sums, num_tokens, gradient
+    if mask is not None:
+        mask = (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8)
+    partials = torch.empty((num_sequences, NUM_PARTIALS.value), dtype=torch.float32, device=device)
+    _policy_loss_kernel[(num_sequences,)](
+        logprobs,
+        advantages.contiguous(),
+        logprobs if mask is None else mask,
+        logprobs if cu_seqlens is None else cu_seqlens.contiguous(),
+        logprobs if old_logprobs is None else old_logprobs.contiguous(),
+        logprobs if ref_logprobs is None else ref_logprobs.contiguous(),
+        partials if gradient is None else gradient,
+        partials,
+        logprobs.numel() // num_sequences,
+        1.0 - spec.epsilon_low,
+        1.0 + spec.epsilon_high,
+        float("inf") if spec.delta is None else float(spec.delta),
+        float(spec.epsilon_high),
+        float(spec.beta),
+        PACKED=cu_seqlens is not None,
+        HAS_MASK=mask is not None,
+        HAS_OLD=old_logprobs is not None,
+        KL=0 if ref_logprobs is None else int(spec.kl_type.removeprefix("k")),
+        PER_TOKEN_ADVANTAGES=per_token_advantages,
+        SEQUENCE_LEVEL=spec.importance_sampling_level == "sequence",
+        CISPO=spec.loss_type == "cispo",
+        SEQUENCE_MEAN=spec.loss_type == "grpo",
+        NEED_GRADIENT=need_gradient,
+        BLOCK=BLOCK,
+        num_warps=NUM_WARPS,
+    )
+    _reduce_partials_kernel[(1,)](
+        partials, sums, num_tokens, num_sequences, BLOCK=64, num_warps=NUM_WARPS
+    )
+    return sums, num_tokens, gradient
+
+
+def _denominator(
+    spec: PolicyLossSpec, denominators: Denominators, num_tokens: Tensor, num_sequences: int
+) -> float | Tensor:
+    """What the weighted sum of token losses is divided by; a tensor where the host has no count."""
+    if spec.loss_type in ("grpo", "dr_grpo"):
+        given = denominators.num_sequences_in_batch
+        sequences = at_least_one(num_sequences if given is None else given)
+        if spec.loss_type == "grpo":
+            return sequences
+        assert denominators.max_completion_length is not None
+        return sequences * denominators.max_completion_length
+    given = denominators.num_items_in_batch
+    return at_least_one(num_tokens if given is None else given)
+
+
+class _PolicyLoss(torch.autograd.Function):
+    """logprobs -> loss; the gradient comes out of the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logprobs: Tensor,
+        launch: dict[str, Any],
+        denominators: Denominators,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sums, num_tokens, gradient = _launch(
+            logprobs, need_gradient=ctx.needs_input_grad[0], **launch
+        )
+        denominator = _denominator(
+            launch["spec"], denominators, num_tokens, launch["num_sequences"]
+        )
+        is_tensor = isinstance(denominator, Tensor)
+        ctx.save_for_backward(gradient, denominator if is_tensor else None)
+        ctx.constant = None if is_tensor else denominator
+        ctx.dtype = logprobs.dtype
+        ctx.mark_non_differentiable(sums, num_tokens)
+        return (sums[0] / denominator).reshape(()), sums, num_tokens
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _sums: Tensor, _num_tokens: Tensor) -> Any:
+        gradient, denominator = ctx.saved_tensors
+        if denominator is None:
+            denominator = ctx.constant
+        return (gradient * (grad_loss / denominator)).to(ctx.dtype), None, None
+
+
+def policy_loss(
+    logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    num_sequences: int,
+    per_token_advantages: bool,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    spec: PolicyLossSpec,
+    denominators: Denominators,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss (scalar) and metrics of flat tokens (N,), packed by cu_seqlens or B rows of N / B.
+
+    Covers all that `reference.policy_loss` does but float64.
+    """
+    tensors = (logprobs, advantages, old_logprobs, ref_logprobs)
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        raise TypeError(
+            "logprobs, advantages, old_logprobs and ref_logprobs must not be float64 with "
+            "backend='triton', whose math is float32; cast them, or use backend='torch'"
+        )
+    launch = {
+        "advantages": advantages,
+        "mask": mask,
+        "cu_seqlens": cu_seqlens,
+        "num_sequences": num_sequences,
+        "per_token_advantages": per_token_advantages,
+        "old_logprobs": old_logprobs,
+        "ref_logprobs": ref_logprobs,
+        "spec": spec,
+    }
+    loss, sums, num_tokens = _PolicyLoss.apply(logprobs, launch, denominators)
+    names = ("low_mean", "high_mean", "region_mean")
+    metrics = {f"clip_ratio/{name}": sums[i + 1] for i, name in enumerate(names)}
+    metrics.update({"ratio/mean": sums[4], "ratio/max": sums[6], "kl": sums[5]})
+    metrics["num_tokens"] = num_tokens
+    return loss, metrics

@@ -1,0 +1,162 @@
+"""Compile every Triton kernel ahead of time for one target and print its resources as JSON.
+
+Run by test_ahead_of_time.py: python aot_worker.py cuda 90, or python aot_worker.py hip gfx942.
+A process of its own, because the kernels must be decorated without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sec_grpo.kernels import group_advantages, policy_loss
+
+ADVANTAGE_TYPES = {
+    "rewards_ptr": "*fp32",
+    "groups_ptr": "*i64",
+    "arms_ptr": "*i64",
+    "advantages_ptr": "*fp32",
+    "dead_ptr": "*u8",
+    "arm_sum_ptr": "*fp32",
+    "arm_count_ptr": "*i64",
+    "arrived_ptr": "*i32",
+    "num_rollouts": "i32",
+    "consecutive": "i32",
+    "num_arms": "i32",
+    "eps": "fp32",
+}
+LOSS_TYPES = {
+    "advantages_ptr": "*fp32",
+    "mask_ptr": "*u8",
+    "cu_seqlens_ptr": "*i32",
+    "old_ptr": "*fp32",
+    "ref_ptr": "*fp32",
+    "gradient_ptr": "*fp32",
+    "partials_ptr": "*fp32",
+    "padded_length": "i32",
+    **dict.fromkeys(("low", "high", "delta", "cispo_high", "beta"), "fp32"),
+}
+NUM_WARPS = {
+    group_advantages._group_advantages_kernel: group_advantages.NUM_WARPS,
+    policy_loss._policy_loss_kernel: policy_loss.NUM_WARPS,
+    policy_loss._reduce_partials_kernel: policy_loss.NUM_WARPS,
+}
+LOSS_FLAGS = {
+    "PACKED": True,
+    "HAS_MASK": False,
+    "HAS_OLD": True,
+    "KL": 0,
+    "PER_TOKEN_ADVANTAGES": False,
+    "SEQUENCE_LEVEL": False,
+    "CISPO": False,
+    "SEQUENCE_MEAN": False,
+    "NEED_GRADIENT": True,
+    "BLOCK": policy_loss.BLOCK,
+}
+
+
+def cases():
+    """(name, kernel, signature, constexprs) of the combinations users run, and the fullest."""
+    for name, flags in {
+        "consecutive, group": {"CONSECUTIVE": True, "SCALE_GROUP": True, "HAS_ARMS": False},
+        "any groups, group, arms": {"CONSECUTIVE": False, "SCALE_GROUP": True, "HAS_ARMS": True},
+        "any groups, batch, arms": {"CONSECUTIVE": False, "SCALE_GROUP": False, "HAS_ARMS": True},
+    }.items():
+        flags = {
+            **flags,
+            "SCALE_BATCH": not flags["SCALE_GROUP"],
+            "LEAVE_ONE_OUT": True,
+            "UNBIASED": True,
+        }
+        kernel = group_advantages._group_advantages_kernel
+        yield (
+            f"group_advantages: {name}",
+            kernel,
+            ADVANTAGE_TYPES,
+            {**flags, **group_advantages.BLOCKS},
+        )
+    kernel = policy_loss._policy_loss_kernel
+    for name, logprob_type, flags in (
+        ("dapo, packed", "fp32", {}),
+        ("dapo, bf16", "bf16", {"KL": 3}),
+        ("grpo, padded", "fp32", {"PACKED": False, "HAS_MASK": True, "SEQUENCE_MEAN": True}),
+        ("cispo", "fp32", {"CISPO": True, "HAS_MASK": True}),
+        (
+            "sequence, everything",
+            "fp32",
+            {
+                "HAS_MASK": True,
+                "KL": 3,
+                "PER_TOKEN_ADVANTAGES": True,
+                "SEQUENCE_LEVEL": True,
+                "SEQUENCE_MEAN": True,
+            },
+        ),
+    ):
+        types = {"logprobs_ptr": f"*{logprob_type}", **LOSS_TYPES}
+        yield f"policy_loss: {name}", kernel, types, {**LOSS_FLAGS, **flags}
+    types = {
+        "partials_ptr": "*fp32",
+        "sums_ptr": "*fp32",
+        "num_tokens_ptr": "*i64",
+        "num_sequences": "i32",
+    }
+    yield "reduce_partials", policy_loss._reduce_partials_kernel, types, {"BLOCK": 64}
+
+
+def nvidia_resources(cubin: bytes) -> dict[str, int]:
+    """Registers and stack bytes, as the cubin states them; spilled registers live on the stack."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found is not None, text
+    return {"registers": int(found[1]), "spills": int(found[2])}
+
+
+def amd_resources(assembly: str) -> dict[str, int]:
+    """Registers and spilled registers, as the code object's metadata states them."""
+    count = {
+        key: int(value)
+        for key, value in re.findall(r"\.(vgpr_count|[sv]gpr_spill_count):\s+(\d+)", assembly)
+    }
+    spills = count["vgpr_spill_count"] + count["sgpr_spill_count"]
+    return {"registers": count["vgpr_count"], "spills": spills}
+
+
+def compile_case(kernel, types, constexprs, target: GPUTarget) -> dict[str, int]:
+    signature = {**types, **dict.fromkeys(constexprs, "constexpr")}
+    # Triton wants the parameters in the kernel's order.
+    signature = {name: signature[name] for name in kernel.arg_names}
+    num_warps = NUM_WARPS[kernel]
+    source = ASTSource(kernel, signature, constexprs)
+    compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+    if target.backend == "cuda":
+        resources = nvidia_resources(compiled.asm["cubin"])
+    else:
+        resources = amd_resources(compiled.asm["amdgcn"])
+    return {**resources, "shared": compiled.metadata.shared}
+
+
+def main(backend: str, arch: str) -> None:
+    if backend == "cuda":
+        target = GPUTarget("cuda", int(arch), 32)
+    else:
+        target = GPUTarget("hip", arch, 64)
+    print(json.dumps({name: compile_case(*rest, target) for name, *rest in cases()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

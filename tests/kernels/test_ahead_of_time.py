@@ -1,0 +1,34 @@
+"""Every Triton kernel compiles for the GPUs we support, without spills and inside shared memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).with_name("aot_worker.py")
+# Bytes of shared memory a block may use: sm_80 163 KiB, sm_90 and sm_100 227 KiB, gfx942 64 KiB.
+# These kernels only reduce across warps: a tile kept in shared memory would be a mistake.
+SHARED_LIMIT = 4096
+TARGETS = [("cuda", "80"), ("cuda", "90"), ("cuda", "100"), ("hip", "gfx942")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target[1])
+def test_kernels_compile_without_spills(target, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, WORKER, *target], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    resources = json.loads(done.stdout)
+    assert len(resources) == 9
+    for name, used in resources.items():
+        assert used["spills"] == 0, (name, used)
+        assert used["shared"] <= SHARED_LIMIT, (name, used)
+        assert used["registers"] > 0, (name, used)
