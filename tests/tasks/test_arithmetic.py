@@ -129,6 +129,9 @@ def test_limits():
     assert parse("(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH).value == 1
     with pytest.raises(ExpressionError, match="deeper"):
         parse("(" * (MAX_DEPTH + 1) + "1" + ")" * (MAX_DEPTH + 1))
+    # Side by side is not deep.
+    assert parse("+".join(["(1)"] * (MAX_DEPTH + 1))).value == MAX_DEPTH + 1
+    assert parse("+".join([r"\frac{1}{1}"] * 38) + "+" + "(" * 27 + "1" + ")" * 27).value == 39
     assert parse("1".ljust(MAX_LENGTH)).value == 1
     with pytest.raises(ExpressionError, match="longer"):
         parse("1".ljust(MAX_LENGTH + 1))
@@ -227,7 +230,7 @@ def test_a_tree_is_read_back(tree):
 def python_value(text: str) -> tuple[bool, Fraction | None]:
     """(whether the grammar has the text, its value) by way of Python's own parser."""
     text = text.strip()
-    if re.search(r"(?<![0-9])0[0-9]", text):
+    if re.search(rf"(?<![0-9])0[0-9]|[0-9]{{{MAX_DIGITS + 1}}}", text):
         return False, None
     try:
         return True, node_value(ast.parse(text, mode="eval").body, text)
@@ -279,6 +282,7 @@ near_misses = st.builds(
 
 
 @given(token_soup | near_misses)
+@example("1" + "0" * MAX_DIGITS)
 @example("1/0")
 @example("(1/0)**2")
 @example("-(-3)")
