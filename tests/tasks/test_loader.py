@@ -88,10 +88,10 @@ def test_json_columns_missing_from_the_first_row_are_kept(tmp_path):
 
 def test_csv_keeps_answers_as_text(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text('prompt,ground_truth,difficulty\n"1, 2\nand 3?",007,2\nx,y,3\n')
+    path.write_text('prompt,ground_truth,difficulty\n"1, 2\nand 3?",007,2\n3,1.50,3\n')
     assert load_dataset_file(path).to_list() == [
         {"prompt": "1, 2\nand 3?", "ground_truth": "007", "difficulty": 2},
-        {"prompt": "x", "ground_truth": "y", "difficulty": 3},
+        {"prompt": "3", "ground_truth": "1.50", "difficulty": 3},
     ]
 
 
@@ -106,10 +106,17 @@ def test_a_saved_data_set(tmp_path):
         load_dataset_file(tmp_path / "both", split="validation")
 
 
-def test_a_shuffled_saved_data_set_keeps_its_order(tmp_path):
+def test_a_data_set_that_is_a_selection_keeps_its_order(monkeypatch):
     rows = [sec_row(extra_info={"difficulty": 1, "index": i}) for i in range(5)]
-    datasets.Dataset.from_list(rows).select([4, 0, 2]).save_to_disk(tmp_path / "some")
-    assert load_dataset_file(tmp_path / "some")["index"] == [4, 0, 2]
+    some = datasets.Dataset.from_list(rows).select([4, 0, 2])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: some)
+    assert load_dataset_file("owner/name")["index"] == [4, 0, 2]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"prompt": "a>"}]', "utf-8-sig")
+    assert load_dataset_file(path).to_list() == [{"prompt": "a>"}]
 
 
 def test_a_hub_name_goes_to_the_hub(monkeypatch):
