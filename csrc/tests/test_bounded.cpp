@@ -1,3 +1,4 @@
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -24,16 +25,16 @@ void test_known_values() {
   const auto constant = [](std::uint64_t word) { return [word] { return word; }; };
   CHECK(bounded(1, constant(12345)) == 0);
   CHECK(bounded(10, constant(~std::uint64_t{0})) == 9);
-  // floor(2^63 * 10 / 2^64) = 5.
-  CHECK(bounded(10, constant(std::uint64_t{1} << 63)) == 5);
+  // floor((2^63 + 1) * 10 / 2^64) = 5; 2^63 itself is among the words rejected for 10.
+  CHECK(bounded(10, constant((std::uint64_t{1} << 63) + 1)) == 5);
 }
 
 // For range 3 * 2^62 the words whose low product is below 2^62 are rejected: a quarter of them.
 void test_rejection() {
   const std::uint64_t range = std::uint64_t{3} << 62;
-  int calls = 0;
-  const std::uint64_t words[] = {0, std::uint64_t{1} << 63};
-  const std::uint64_t result = bounded(range, [&] { return words[calls++]; });
+  std::size_t calls = 0;
+  const std::vector<std::uint64_t> words = {0, (std::uint64_t{1} << 63) + 1};
+  const std::uint64_t result = bounded(range, [&] { return words.at(calls++); });
   CHECK(calls == 2);
   CHECK(result == range / 2);
 }
