@@ -94,6 +94,16 @@ class ConsoleProgress(TrainerCallback):
         self.close()
 
 
+def quiet_libraries() -> None:
+    """Leave the terminal to our own progress: no bars and notes of the libraries below."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 def show_progress(trainer: Trainer, console: Console, label: str) -> ConsoleProgress:
     """Replace a trainer's own progress output by `ConsoleProgress`."""
     trainer.remove_callback(PrinterCallback)

@@ -34,10 +34,12 @@ def quickstart(
 ) -> None:
     """Watch a tiny model learn with GRPO: random order against SEC, in under three minutes."""
     from sec_grpo import SEC, Random
+    from sec_grpo.cli.progress import quiet_libraries
     from sec_grpo.cli.report import show_report
 
     started = time.perf_counter()
     console = Console()
+    quiet_libraries()
     console.print("A tiny model learns to sort letters: dacb> abcd", style="bold")
     model, tokenizer = warm_start(output_dir / "warm_start", seed, console)
     runs = {"random": Random(), "sec": SEC(alpha=0.5, temperature=TEMPERATURE_OF_SEC)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
+
+from sec_grpo.cli.settings import merge_settings, write_settings
 
 if TYPE_CHECKING:
     from sec_grpo.trainer import GRPOConfig, GRPOTrainer
@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 TINY_MODEL = "tiny"
 GENERATED_PROMPTS_PER_LEVEL = 1000
 GENERATED_EVAL_PROMPTS_PER_LEVEL = 50
-RUN_KEYS = (
-    "model",
-    "data",
-    "eval_data",
-    "eval_limit",
-    "category",
-    "reward",
-    "strategy",
-    "lora",
-)
 
 
 def train(
@@ -97,13 +87,16 @@ def train(
         "strategy": strategy,
         "lora": lora,
     }
-    settings, args = merge_settings(config, flags, ctx.args)
+    from sec_grpo.cli.progress import quiet_libraries
+
+    settings, args, given = merge_settings(config, flags, ctx.args)
     console = Console()
+    quiet_libraries()
     refuse_to_mix(Path(args.output_dir), resume)
     trainer = make_trainer(settings, args)
     path = Path(args.output_dir) / "config.yaml"
     if trainer.is_world_process_zero():
-        write_settings(path, settings, args)
+        write_settings(path, given)
     run(trainer, resume, console)
 
 
@@ -137,102 +130,6 @@ def run(trainer: GRPOTrainer, resume: str | None, console: Console) -> None:
     )
 
 
-def merge_settings(
-    config: Path | None, flags: dict[str, Any], extra: list[str]
-) -> tuple[dict[str, Any], GRPOConfig]:
-    """The settings of a run from its YAML file, flags and extra arguments; later ones win.
-
-    Raises:
-        ValueError: the file is not a mapping, or a name is not known (the nearest is suggested).
-    """
-    from sec_grpo.trainer import GRPOConfig
-
-    loaded = {} if config is None else read_yaml(config)
-    settings = {name: loaded.pop(name, None) for name in RUN_KEYS}
-    settings |= {name: value for name, value in flags.items() if value is not None}
-    for name in ("strategy", "lora"):
-        if isinstance(settings[name], str):
-            settings[name] = parse_yaml(f"--{name}", settings[name])
-    known = GRPOConfig.names()
-    for name in loaded:
-        if name not in known:
-            raise ValueError(f"{config}: unknown key {name!r}{suggestion(name, known)}")
-    for name in ("model", "data"):
-        if settings[name] is None:
-            raise ValueError(f"--{name} is missing: give it as a flag or in the --config file")
-    return settings, parse_config(loaded, extra)
-
-
-def parse_config(defaults: dict[str, Any], extra: list[str]) -> GRPOConfig:
-    """GRPOConfig from a YAML file's values and command line arguments."""
-    from transformers import HfArgumentParser
-
-    from sec_grpo.trainer import GRPOConfig
-
-    def fail(message: str) -> None:
-        raise ValueError(message)
-
-    parser = HfArgumentParser(GRPOConfig, allow_abbrev=False, add_help=False)
-    parser.error = fail
-    # As strings, so that YAML's values get the same conversion and checks as flags.
-    parser.set_defaults(
-        output_dir="runs/train",
-        disable_tqdm=True,
-        report_to="none",
-        **{
-            name: str(value) if isinstance(value, (int, float)) else value
-            for name, value in defaults.items()
-        }
-        if defaults
-        else {},
-    )
-    args, rest = parser.parse_args_into_dataclasses(extra, return_remaining_strings=True)
-    if rest:
-        name = rest[0].lstrip("-").partition("=")[0].replace("-", "_")
-        raise ValueError(
-            f"unknown argument {rest[0]!r}{suggestion(name, [*RUN_KEYS, *GRPOConfig.names()])}"
-        )
-    return args
-
-
-def suggestion(name: str, known: list[str]) -> str:
-    """The known name nearest to `name`, as the end of a sentence."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping."""
-    if not path.is_file():
-        raise ValueError(f"--config {path}: there is no such file")
-    loaded = parse_yaml(str(path), path.read_text())
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} must hold 'name: value' lines, got {type(loaded).__name__}")
-    return loaded
-
-
-def parse_yaml(source: str, text: str) -> Any:
-    """Parse YAML; errors name where it came from."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
-
-
-def write_settings(path: Path, settings: dict[str, Any], args: GRPOConfig) -> None:
-    """Write what the run was started with, so that it can be repeated or resumed."""
-    from sec_grpo.trainer import GRPOConfig
-
-    changed = {
-        name: value
-        for name, value in args.to_dict().items()
-        if name in GRPOConfig.names() and value != GRPOConfig(output_dir="x").to_dict().get(name)
-    }
-    given = {name: value for name, value in settings.items() if value is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({**given, **changed}, sort_keys=False))
-
-
 def refuse_to_mix(output_dir: Path, resume: str | None) -> None:
     """Refuse to start a new run in a folder that holds another's checkpoints."""
     if resume is None and any(output_dir.glob("checkpoint-*")):
@@ -255,6 +152,8 @@ def make_trainer(settings: dict[str, Any], args: GRPOConfig) -> GRPOTrainer:
         eval_rows = limit_per_category(eval_rows, category, int(settings["eval_limit"]))
     rewards, eval_rewards = rewards_of(settings["reward"], train_rows)
     model, tokenizer = settings["model"], None
+    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
+        raise ValueError(f"--model {model}: there is no such folder")
     if model == TINY_MODEL:
         from sec_grpo.tiny import character_tokenizer, tiny_qwen2
 
