@@ -78,9 +78,11 @@ def test_every_combination(loss_type, level, masked, triton_device, poisoned_mem
     case = make_case(0)
     if masked:
         case["logp"][~case["mask"]] = float("nan")
-    for off_policy, kl_type, per_token in itertools.product(
-        [False, True], [None, "k1", "k2", "k3"], [False, True]
+    for i, (off_policy, kl_type) in enumerate(
+        itertools.product([False, True], [None, "k1", "k2", "k3"])
     ):
+        # Half of the product with per-token advantages: the interpreter takes 0.1 s a call.
+        per_token = i in (0, 2, 5, 7)
         call = {
             "logp": case["logp"],
             "advantages": case["token_advantages" if per_token else "advantages"],
