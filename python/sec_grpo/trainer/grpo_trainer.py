@@ -32,8 +32,10 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainerControl,
+    TrainerState,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
 from sec_grpo.curriculum import Curriculum, Strategy, get_strategy
@@ -283,7 +285,12 @@ class GRPOTrainer(Trainer):
                 self._collector.check_reward_funcs(self._prompts, rewards, self.state)
             self._metrics.pop()
         config = {name: getattr(self.args, name) for name in GRPOConfig.names()}
-        step = 0 if path is None else int(path.name.rpartition("-")[2])
+        step = 0 if path is None else self._load_trainer_state(path)
+        if path is not None and 0 < self.args.max_steps <= step:
+            # Trainer would take one more step before it looked.
+            self._load_from_checkpoint(str(path))
+            logger.warning("%s is the end of the run already: nothing to train", path)
+            return TrainOutput(step, 0.0, {})
         self._recorder.start(config, step=step, resumed=path is not None)
         try:
             with self._stop:
@@ -292,6 +299,11 @@ class GRPOTrainer(Trainer):
                 )
         finally:
             self._recorder.stop()
+
+    def _load_trainer_state(self, path: Path) -> int:
+        """The checkpoint's step; `self.state` is that of the checkpoint afterwards."""
+        self.state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+        return self.state.global_step
 
     @property
     def stopped_by_signal(self) -> bool:
