@@ -19,7 +19,7 @@ from rich.console import Console
 WARM_START_LEVELS = (1, 2, 3)
 WARM_START_STEPS = 150
 WARM_START_BATCH = 128
-TRAIN_PROMPTS_PER_LEVEL = 600
+TRAIN_PROMPTS_PER_LEVEL = 400
 EVAL_PROMPTS_PER_LEVEL = 48
 EVALUATIONS = 4
 TEMPERATURE_OF_SEC = 0.2
@@ -143,8 +143,10 @@ def train_with(
 
     task = get("sort")
     levels = (*task.levels, *task.held_out_levels)
-    # Prompts of another seed: none of the test's is trained on but by chance.
     test = task.dataset(EVAL_PROMPTS_PER_LEVEL, seed=seed + 1_000_000, levels=levels)
+    tested = set(test["prompt"])
+    train = task.dataset(TRAIN_PROMPTS_PER_LEVEL, seed=seed)
+    train = train.filter(lambda row: row["prompt"] not in tested)
     args = GRPOConfig(
         output_dir=str(output_dir),
         max_steps=steps,
@@ -168,7 +170,7 @@ def train_with(
         copy.deepcopy(model),
         task.reward,
         args,
-        train_dataset=task.dataset(TRAIN_PROMPTS_PER_LEVEL, seed=seed),
+        train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
         curriculum=strategy,
