@@ -1,6 +1,7 @@
 #include "sec_grpo/engine.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -10,6 +11,8 @@
 
 namespace sec_grpo {
 namespace {
+
+constexpr std::size_t kArmChunk = 256;
 
 std::vector<std::uint8_t> empty_arms(const PromptBuffers& buffers) {
   std::vector<std::uint8_t> result(buffers.num_arms());
@@ -49,13 +52,21 @@ void Engine::draw(std::size_t batch_size, std::int64_t* prompts) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const PhiloxKey key = philox_key(seed_);
   const WeightTree& tree = softmax_.tree();
-  batch_arms_.resize(batch_size);
-  for (std::size_t i = 0; i < batch_size; ++i) {
-    const std::size_t arm = tree.find(bounded(tree.total(), arm_words(counter_ + i, key)));
-    batch_arms_[i] = static_cast<std::uint32_t>(arm);
-    buffers_.prefetch(batch_arms_[i]);
+  std::array<PhiloxCounter, kArmChunk> counters{};
+  std::array<std::uint64_t, kArmChunk> words;
+  std::array<std::uint32_t, kArmChunk> arms;
+  for (std::size_t done = 0; done < batch_size; done += kArmChunk) {
+    const std::size_t count = std::min(kArmChunk, batch_size - done);
+    for (std::size_t i = 0; i < count; ++i) counters[i] = arm_counter(counter_ + done + i);
+    first_words(counters.data(), count, key, words.data());
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint64_t target =
+          bounded_from(words[i], tree.total(), PhiloxWords(counters[i], key));
+      arms[i] = static_cast<std::uint32_t>(tree.find(target));
+      buffers_.prefetch(arms[i]);
+    }
+    buffers_.draw(arms.data(), count, step_, key, prompts + done);
   }
-  buffers_.draw(batch_arms_.data(), batch_size, step_, key, prompts);
   counter_ += batch_size;
   ++step_;
 }

@@ -1,5 +1,7 @@
 #include "sec_grpo/prompt_buffers.h"
 
+#include <algorithm>
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -11,6 +13,8 @@ namespace sec_grpo {
 namespace {
 
 constexpr std::uint32_t kFlagBit = 0x80000000u;
+// The scratch of a chunk stays on the stack and in the first-level cache.
+constexpr std::size_t kDrawChunk = 256;
 
 // The index in `slot`, or `own` when the slot was last written in another epoch.
 std::uint32_t read_slot(std::uint32_t slot, std::uint32_t own, std::uint32_t flag) {
@@ -49,17 +53,16 @@ ArmPosition PromptBuffers::position(std::size_t arm) const {
 
 void PromptBuffers::prefetch(std::uint32_t arm) const { prefetch_for_write(&segments_[arm]); }
 
-PromptBuffers::Exchange PromptBuffers::next_exchange(std::uint32_t arm, Segment* segment,
-                                                     PhiloxKey key) {
+PromptBuffers::Exchange PromptBuffers::advance(std::uint32_t arm, Segment* segment,
+                                               PhiloxCounter* counter) {
   const std::uint32_t from = segment->cursor;
-  const auto offset = static_cast<std::uint32_t>(
-      bounded(segment->size - from, prompt_words(arm, segment->epoch, from, key)));
   const auto parity = static_cast<std::uint32_t>((segment->epoch + segment->flag_offset) & 1u);
+  *counter = prompt_counter(arm, segment->epoch, from);
   if (++segment->cursor == segment->size) {
     segment->cursor = 0;
     ++segment->epoch;
   }
-  return {segment->begin, from, from + offset, parity != 0 ? kFlagBit : 0u};
+  return {segment->begin, from, segment->size - from, parity != 0 ? kFlagBit : 0u};
 }
 
 std::uint32_t PromptBuffers::apply(const Exchange& exchange, std::uint32_t* slots) {
@@ -72,22 +75,36 @@ std::uint32_t PromptBuffers::apply(const Exchange& exchange, std::uint32_t* slot
   return drawn;
 }
 
-// Each phase touches the memory that the phase before it asked for, so the cache misses of a
-// batch overlap instead of following one another.
 void PromptBuffers::draw(const std::uint32_t* arms, std::size_t count, std::int64_t step,
                          PhiloxKey key, std::int64_t* prompts) {
-  exchanges_.resize(count);
+  for (std::size_t i = 0; i < count; i += kDrawChunk) {
+    draw_chunk(arms + i, std::min(kDrawChunk, count - i), step, key, prompts + i);
+  }
+}
+
+// Each phase touches the memory that the phase before it asked for, so the cache misses of a
+// batch overlap instead of following one another.
+void PromptBuffers::draw_chunk(const std::uint32_t* arms, std::size_t count, std::int64_t step,
+                               PhiloxKey key, std::int64_t* prompts) {
+  std::array<Exchange, kDrawChunk> exchanges;
+  std::array<PhiloxCounter, kDrawChunk> counters{};
+  std::array<std::uint64_t, kDrawChunk> words;
   for (std::size_t i = 0; i < count; ++i) {
     Segment& segment = segments_[arms[i]];
     segment.last_drawn_step = step;
-    const Exchange exchange = next_exchange(arms[i], &segment, key);
-    prefetch_for_write(&slots_[exchange.begin + exchange.from]);
+    exchanges[i] = advance(arms[i], &segment, &counters[i]);
+    prefetch_for_write(&slots_[exchanges[i].begin + exchanges[i].from]);
+  }
+  first_words(counters.data(), count, key, words.data());
+  for (std::size_t i = 0; i < count; ++i) {
+    Exchange& exchange = exchanges[i];
+    exchange.to = exchange.from + static_cast<std::uint32_t>(bounded_from(
+                                      words[i], exchange.to, PhiloxWords(counters[i], key)));
     prefetch_for_write(&slots_[exchange.begin + exchange.to]);
-    exchanges_[i] = exchange;
   }
   const bool is_sorted = order_.size() == 0;
   for (std::size_t i = 0; i < count; ++i) {
-    const std::uint32_t row = exchanges_[i].begin + apply(exchanges_[i], slots_.data());
+    const std::uint32_t row = exchanges[i].begin + apply(exchanges[i], slots_.data());
     prompts[i] = row;
     if (!is_sorted) prefetch_for_read(&order_[row]);
   }
@@ -117,7 +134,10 @@ void PromptBuffers::restore(const std::vector<ArmPosition>& positions,
     // The new slots are zeros, so the restored epoch must write the flag 1.
     segment.flag_offset = static_cast<std::uint32_t>((segment.epoch & 1u) ^ 1u);
     for (std::uint32_t i = 0; i < positions[arm].cursor; ++i) {
-      apply(next_exchange(static_cast<std::uint32_t>(arm), &segment, key), slots.data());
+      PhiloxCounter counter;
+      Exchange exchange = advance(static_cast<std::uint32_t>(arm), &segment, &counter);
+      exchange.to = i + static_cast<std::uint32_t>(bounded(exchange.to, PhiloxWords(counter, key)));
+      apply(exchange, slots.data());
     }
   }
   segments_ = std::move(segments);

@@ -84,8 +84,7 @@ void SoftmaxWeights::restore(std::vector<double> scores, double temperature, dou
 
 void SoftmaxWeights::fill_tree(double ref) {
   ref_ = ref;
-  for (std::size_t arm = 0; arm < num_arms(); ++arm) tree_.leaves()[arm] = weight_of(arm);
-  tree_.rebuild();
+  tree_.fill([this](std::size_t arm) { return weight_of(arm); });
 }
 
 std::uint64_t SoftmaxWeights::weight_of(std::size_t arm) const {

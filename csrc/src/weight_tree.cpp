@@ -14,12 +14,17 @@ WeightTree::WeightTree(std::size_t num_leaves) : num_leaves_(num_leaves) {
   nodes_.assign(end, 0);
 }
 
+std::uint64_t WeightTree::weight(std::size_t leaf) const {
+  return leaf % kFanout == 0 ? nodes_[leaf] : nodes_[leaf] - nodes_[leaf - 1];
+}
+
 void WeightTree::set(std::size_t leaf, std::uint64_t weight) {
   // Unsigned wrap-around makes one addition serve for both signs of the change.
-  const std::uint64_t change = weight - nodes_[leaf];
+  const std::uint64_t change = weight - this->weight(leaf);
   std::size_t index = leaf;
   for (const std::size_t offset : offsets_) {
-    nodes_[offset + index] += change;
+    std::uint64_t* node = &nodes_[offset + index / kFanout * kFanout];
+    for (std::size_t child = index % kFanout; child < kFanout; ++child) node[child] += change;
     index /= kFanout;
   }
   total_ += change;
@@ -30,21 +35,32 @@ void WeightTree::rebuild() {
     const bool is_top = level + 1 == offsets_.size();
     const std::size_t end = is_top ? nodes_.size() : offsets_[level + 1];
     const std::size_t num_nodes = (end - offsets_[level]) / kFanout;
-    for (std::size_t node = 0; node < num_nodes; ++node) {
-      const std::uint64_t* children = &nodes_[offsets_[level] + node * kFanout];
-      std::uint64_t sum = 0;
-      for (std::size_t child = 0; child < kFanout; ++child) sum += children[child];
-      (is_top ? total_ : nodes_[offsets_[level + 1] + node]) = sum;
+    for (std::size_t index = 0; index < num_nodes; ++index) {
+      std::uint64_t* node = &nodes_[offsets_[level] + index * kFanout];
+      for (std::size_t child = 1; child < kFanout; ++child) node[child] += node[child - 1];
+      (is_top ? total_ : nodes_[offsets_[level + 1] + index]) = node[kFanout - 1];
     }
+    // The places after the last node of this level are padding of the level above.
+    if (!is_top) pad_level(level + 1, num_nodes);
   }
 }
 
+void WeightTree::pad_level(std::size_t level, std::size_t size) {
+  const std::size_t end = level + 1 == offsets_.size() ? nodes_.size() : offsets_[level + 1];
+  for (std::size_t i = offsets_[level] + size; i < end; ++i) nodes_[i] = 0;
+}
+
+// All sums of a node are compared: a search that stops at the right one stops at random, and the
+// mispredicted branch costs more than the rest of the node.
 std::size_t WeightTree::find(std::uint64_t target) const {
   std::size_t index = 0;
   for (std::size_t level = offsets_.size(); level-- > 0;) {
-    index *= kFanout;
-    const std::uint64_t* children = &nodes_[offsets_[level]];
-    for (; target >= children[index]; ++index) target -= children[index];
+    const std::uint64_t* node = &nodes_[offsets_[level] + index * kFanout];
+    std::size_t child = 0;
+    // The last sum is that of the node, which the target is below.
+    for (std::size_t i = 0; i + 1 < kFanout; ++i) child += target >= node[i] ? 1 : 0;
+    target -= child == 0 ? 0 : node[child - 1];
+    index = index * kFanout + child;
   }
   return index;
 }

@@ -1,3 +1,5 @@
+#include <vector>
+
 #include "check.h"
 #include "sec_grpo/philox.h"
 
@@ -26,16 +28,37 @@ void test_words_walk_through_the_blocks() {
   }
 }
 
+std::uint64_t first_word(PhiloxCounter counter, PhiloxKey key) {
+  return sec_grpo::PhiloxWords(counter, key)();
+}
+
 void test_purposes_never_share_a_block() {
   const PhiloxKey key{1, 2};
   // The same numbers in every other word: only the purpose differs.
-  CHECK(sec_grpo::arm_words(0, key)() != sec_grpo::prompt_words(0, 0, 0, key)());
+  CHECK(first_word(sec_grpo::arm_counter(0), key) !=
+        first_word(sec_grpo::prompt_counter(0, 0, 0), key));
   // Epochs that differ above bit 32 only.
-  CHECK(sec_grpo::prompt_words(3, 1, 4, key)() !=
-        sec_grpo::prompt_words(3, (std::uint64_t{1} << 32) + 1, 4, key)());
+  CHECK(first_word(sec_grpo::prompt_counter(3, 1, 4), key) !=
+        first_word(sec_grpo::prompt_counter(3, (std::uint64_t{1} << 32) + 1, 4), key));
+}
+
+// The vectorised words are those of the plain function, for every remainder of the step of four.
+void test_first_words() {
+  for (std::size_t count = 0; count < 14; ++count) {
+    std::vector<PhiloxCounter> counters;
+    for (std::uint32_t i = 0; i < count; ++i) {
+      counters.push_back(philox4x32({i, ~i, 7, 8}, {1, 2}));
+    }
+    const PhiloxKey key{0xFFFFFFF0u, 0x80000001u};
+    std::vector<std::uint64_t> words(count + 1, 42);
+    sec_grpo::first_words(counters.data(), count, key, words.data());
+    for (std::size_t i = 0; i < count; ++i) CHECK(words[i] == first_word(counters[i], key));
+    CHECK(words[count] == 42);
+  }
 }
 
 int main() {
+  test_first_words();
   test_known_answers();
   test_words_walk_through_the_blocks();
   test_purposes_never_share_a_block();

@@ -17,10 +17,8 @@ void test_against_a_scan(std::size_t num_leaves) {
   sec_grpo::PhiloxWords words({0, 0, 0, 0}, {5, static_cast<std::uint32_t>(num_leaves)});
   for (int round = 0; round < 200; ++round) {
     if (round % 50 == 49) {
-      for (std::size_t leaf = 0; leaf < num_leaves; ++leaf) {
-        tree.leaves()[leaf] = weights[leaf] = words() >> 40;
-      }
-      tree.rebuild();
+      for (std::uint64_t& weight : weights) weight = words() >> 40;
+      tree.fill([&](std::size_t leaf) { return weights[leaf]; });
     } else {
       const std::size_t leaf = bounded(num_leaves, words);
       weights[leaf] = round % 3 == 0 ? 0 : words() >> (24 + round % 40);

@@ -43,6 +43,13 @@ std::uint64_t bounded(std::uint64_t range, Words&& words) {
   return product.high;
 }
 
+// The same integer, given the first word of `words` ahead of time.
+template <class Words>
+std::uint64_t bounded_from(std::uint64_t first_word, std::uint64_t range, Words&& words) {
+  const WideProduct product = multiply_wide(first_word, range);
+  return product.low >= range ? product.high : bounded(range, words);
+}
+
 }  // namespace sec_grpo
 
 #endif  // SEC_GRPO_BOUNDED_H_

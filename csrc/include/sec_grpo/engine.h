@@ -104,7 +104,6 @@ class Engine {
   std::vector<double> abs_advantage_;
   std::vector<double> reward_;
   std::vector<double> dead_groups_;
-  std::vector<std::uint32_t> batch_arms_;
   std::vector<double> new_scores_;
 };
 

@@ -2,6 +2,7 @@
 #define SEC_GRPO_PHILOX_H_
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace sec_grpo {
@@ -58,20 +59,22 @@ class PhiloxWords {
 // The last counter word holds the purpose of a draw in its top bit, so that the choice of an
 // arm and the choice of a prompt inside it never share a block.
 
-// Words for the choice of the arm of the `index`-th prompt ever drawn.
-inline PhiloxWords arm_words(std::uint64_t index, PhiloxKey key) {
-  return {{static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), 0u, 0u},
-          key};
+// Counter for the choice of the arm of the `index`-th prompt ever drawn.
+inline PhiloxCounter arm_counter(std::uint64_t index) {
+  return {static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), 0u, 0u};
 }
 
 inline constexpr std::uint64_t kEpochLimit = std::uint64_t{1} << 55;
 
-// Words for step `cursor` of the shuffle of `arm` in `epoch` (below kEpochLimit).
-inline PhiloxWords prompt_words(std::uint32_t arm, std::uint64_t epoch, std::uint32_t cursor,
-                                PhiloxKey key) {
+// Counter for step `cursor` of the shuffle of `arm` in `epoch` (below kEpochLimit).
+inline PhiloxCounter prompt_counter(std::uint32_t arm, std::uint64_t epoch, std::uint32_t cursor) {
   const auto epoch_high = static_cast<std::uint32_t>(epoch >> 32);
-  return {{cursor, arm, static_cast<std::uint32_t>(epoch), 0x80000000u | (epoch_high << 8)}, key};
+  return {cursor, arm, static_cast<std::uint32_t>(epoch), 0x80000000u | (epoch_high << 8)};
 }
+
+// words[i] = PhiloxWords(counters[i], key)(), two counters at a time where SSE2 is there.
+void first_words(const PhiloxCounter* counters, std::size_t count, PhiloxKey key,
+                 std::uint64_t* words);
 
 }  // namespace sec_grpo
 

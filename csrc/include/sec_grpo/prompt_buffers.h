@@ -61,6 +61,8 @@ class PromptBuffers {
     std::int64_t last_drawn_step = -1;
   };
 
+  // One step of a shuffle: slot `from` is exchanged with slot `to` (at first: how many there are
+  // to choose from), both written with the parity flag of the epoch.
   struct Exchange {
     std::uint32_t begin;
     std::uint32_t from;
@@ -68,14 +70,15 @@ class PromptBuffers {
     std::uint32_t flag;
   };
 
-  static Exchange next_exchange(std::uint32_t arm, Segment* segment, PhiloxKey key);
+  static Exchange advance(std::uint32_t arm, Segment* segment, PhiloxCounter* counter);
   static std::uint32_t apply(const Exchange& exchange, std::uint32_t* slots);
+  void draw_chunk(const std::uint32_t* arms, std::size_t count, std::int64_t step, PhiloxKey key,
+                  std::int64_t* prompts);
 
   std::vector<Segment> segments_;
   // The prompts sorted by arm; empty when they already stand in that order.
   ZeroedArray<std::uint32_t> order_;
   ZeroedArray<std::uint32_t> slots_;
-  std::vector<Exchange> exchanges_;
 };
 
 }  // namespace sec_grpo

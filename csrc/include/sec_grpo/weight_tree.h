@@ -17,23 +17,33 @@ class WeightTree {
 
   std::size_t num_leaves() const { return num_leaves_; }
   std::uint64_t total() const { return total_; }
-  std::uint64_t weight(std::size_t leaf) const { return nodes_[leaf]; }
+  std::uint64_t weight(std::size_t leaf) const;
 
   void set(std::size_t leaf, std::uint64_t weight);
 
-  // The leaves, to be written before `rebuild`.
-  std::uint64_t* leaves() { return nodes_.data(); }
-  void rebuild();
+  // Sets the weight of every leaf to weight_of(leaf).
+  template <class WeightOf>
+  void fill(WeightOf&& weight_of) {
+    for (std::size_t leaf = 0; leaf < num_leaves_; ++leaf) nodes_[leaf] = weight_of(leaf);
+    pad_level(0, num_leaves_);
+    rebuild();
+  }
 
   // The leaf whose interval of the running sum holds `target`, which is below total(). A leaf of
   // weight 0 has no interval.
   std::size_t find(std::uint64_t target) const;
 
  private:
+  // Turns level 0 from weights into sums, and makes the levels above.
+  void rebuild();
+  // Zeroes the places of a level from `size` on.
+  void pad_level(std::size_t level, std::size_t size);
+
   std::size_t num_leaves_;
   std::uint64_t total_ = 0;
-  // Level 0 (leaves) first; each level padded with zeros to whole nodes; offsets_ says where
-  // each begins.
+  // Level 0 (leaves) first, offsets_ saying where each level begins. A node is 16 places, each
+  // with the sum of the weights of its children up to and with that one; a level is padded to
+  // whole nodes with children of weight 0.
   std::vector<std::size_t> offsets_;
   std::vector<std::uint64_t> nodes_;
 };

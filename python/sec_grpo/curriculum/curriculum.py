@@ -72,7 +72,7 @@ class Curriculum:
         self._sizes.flags.writeable = False
         # Python code of strategies runs under this lock; the core has its own.
         self._lock = threading.RLock()
-        self._strategy = copy.copy(strategy)
+        self._use(copy.copy(strategy))
         self._identity = f"{strategy.name} {_codec.encode(strategy.parameters()).decode()}"
         self._assign(self._strategy._bind(self._engine, self._arms, self._sizes))
 
@@ -119,10 +119,12 @@ class Curriculum:
         """
         size = _batch_size(batch_size)
         with self._lock:
-            strategy, engine = self._strategy, self._engine
-            self._assign(strategy.before_draw(engine.step))
+            engine = self._engine
+            if self._before_draw is not None:
+                self._assign(self._before_draw(engine.step))
             indices = engine.draw(size)
-            self._assign(strategy.after_draw(engine.step))
+            if self._after_draw is not None:
+                self._assign(self._after_draw(engine.step))
         return indices
 
     def observe(self, indices: Any, *, advantages: Any = None, rewards: Any = None) -> None:
@@ -244,7 +246,7 @@ class Curriculum:
                     "state that this version of the strategy saved, or start without it"
                 ) from error
             self._engine.restore(parsed)
-            self._strategy = strategy
+            self._use(strategy)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as a dict of a string and bytes, for torch.save and the like."""
@@ -258,6 +260,14 @@ class Curriculum:
                 f"{_FORMAT!r} and core, got {state!r:.60}"
             )
         self.load_bytes(state["core"])
+
+    def _use(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        # A hook that the strategy does not override is not called: a draw takes microseconds.
+        kind = type(strategy)
+        before, after = kind.before_draw, kind.after_draw
+        self._before_draw = None if before is Strategy.before_draw else strategy.before_draw
+        self._after_draw = None if after is Strategy.after_draw else strategy.after_draw
 
     def _assign(self, weights: ArrayLike | None) -> None:
         if weights is None:
