@@ -113,7 +113,7 @@ def _group_advantages_kernel(
         centred = centred * batch_factor
 
     dead = differs == 0.0
-    # Not the formula's residue: eight rewards of 0.1 minus their rounded mean is not 0.
+    # Exactly 0 by definition, not by luck of rounding; with eps = 0 the formula has 0 / 0.
     advantages = tl.where(dead, 0.0, centred).to(tl.float32)
     tl.store(advantages_ptr + i, advantages, mask=valid)
     tl.store(dead_ptr + i, dead.to(tl.uint8), mask=valid)

@@ -101,7 +101,7 @@ def group_advantages(
     else:
         squares = ((r - r.mean()) ** 2).sum()
         advantages = centred / ((squares / max(r.numel() - int(unbiased), 1)).sqrt() + eps)
-    # Not the formula's residue: eight rewards of 0.1 minus their rounded mean is not 0.
+    # Exactly 0 by definition, not by luck of rounding; with eps = 0 the formula has 0 / 0.
     advantages = torch.where(dead, 0.0, advantages).float()
 
     if categories is None:

@@ -52,10 +52,11 @@ def test_batch_scale_divides_by_the_std_of_all_rewards():
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("leave_one_out", [False, True])
 def test_a_dead_group_gets_exactly_zero(scale, leave_one_out):
-    # float32(0.1) eight times: sum / 8 differs from it in the last bit in some summation orders,
-    # and a residue over a std of 0 + eps would not be small.
+    # With eps = 0 the formula is 0 / 0 there.
     rewards = torch.cat([torch.full((8,), 0.1), torch.tensor([0.0, 1.0] * 4)])
-    result = group_advantages(rewards, num_generations=8, scale=scale, leave_one_out=leave_one_out)
+    result = group_advantages(
+        rewards, num_generations=8, scale=scale, leave_one_out=leave_one_out, eps=0.0
+    )
     assert result.advantages[:8].tolist() == [0.0] * 8
     assert (result.advantages[8:] != 0).all()
     assert result.dead.tolist() == [True] * 8 + [False] * 8
