@@ -40,8 +40,16 @@ class Processes:
 
     def sum(self, *numbers: int) -> list[int]:
         """The sum over the processes of each number."""
+        if self.size == 1:
+            return list(numbers)
         local = torch.tensor(numbers, device=self._accelerator.device)
         return [int(n) for n in self._accelerator.reduce(local, reduction="sum").tolist()]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every process's value, in rank order; it must be picklable."""
+        from accelerate.utils import gather_object
+
+        return list(gather_object([value])) if self.size > 1 else [value]
 
     def check_equal(self, values: np.ndarray, what: str) -> None:
         """Compare an array across the processes by its checksum.

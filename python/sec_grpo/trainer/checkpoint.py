@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 STATE_FILE = "sec_grpo.pt"
 MANIFEST_FILE = "manifest.json"
-STAGING_DIR = ".incomplete"
+STAGING_DIR = "_incomplete"  # push_to_hub leaves out what begins with an underscore
+REPLACED_SUFFIX = ".replaced"
 FORMAT = 1
 
 
@@ -71,7 +72,11 @@ def load_rollouts(directory: Path, rank: int, world_size: int) -> dict[str, Any]
             f"cannot be resumed by {world_size}; resume with {saved}, or from a checkpoint at a "
             "multiple of the optimizer steps per generation"
         )
-    return torch.load(directory / f"rollouts_{rank}.pt", map_location="cpu", weights_only=True)
+    path = directory / f"rollouts_{rank}.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def clear(staging: Path) -> None:
@@ -79,15 +84,32 @@ def clear(staging: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
 
 
+def recover(output_dir: Path) -> None:
+    """Put an output folder in order after a killed save: no staging, no half-replaced step."""
+    clear(output_dir / STAGING_DIR)
+    for replaced in output_dir.glob(f"checkpoint-*{REPLACED_SUFFIX}"):
+        final = replaced.with_name(replaced.name.removesuffix(REPLACED_SUFFIX))
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.replace(replaced, final)
+
+
 def rotate(trainer: Trainer, output_dir: Path) -> None:
-    """Keep the newest `save_total_limit` checkpoints, as transformers does."""
+    """Keep the newest `save_total_limit` checkpoints and the best, as transformers does.
+
+    The newest by time: after resuming from an earlier step that is not the highest number.
+    """
     if hasattr(trainer, "_rotate_checkpoints"):  # transformers 4
-        trainer._rotate_checkpoints(use_mtime=False, output_dir=str(output_dir))
+        trainer._rotate_checkpoints(use_mtime=True, output_dir=str(output_dir))
     else:
         from transformers.trainer_utils import rotate_checkpoints
 
         rotate_checkpoints(
-            output_dir=str(output_dir), save_total_limit=trainer.args.save_total_limit
+            output_dir=str(output_dir),
+            save_total_limit=trainer.args.save_total_limit,
+            best_model_checkpoint=trainer.state.best_model_checkpoint,
+            use_mtime=True,
         )
 
 
@@ -95,7 +117,8 @@ def publish(staged: Path, final: Path) -> None:
     """Seal a staged checkpoint and move it into place.
 
     After a crash at any moment `final` is the old checkpoint, the new one, or absent; it is never
-    a mixture. Everything is flushed to the disk before the rename.
+    a mixture, and where it is absent `recover` brings the old one back. Everything is flushed to
+    the disk before the rename.
     """
     manifest = {}
     for path in _files(staged):
@@ -108,7 +131,7 @@ def publish(staged: Path, final: Path) -> None:
     target.write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=1))
     _fsync(target)
     _fsync(staged)
-    replaced = staged.parent / f"{final.name}.replaced"
+    replaced = final.with_name(final.name + REPLACED_SUFFIX)
     if final.exists():
         os.replace(final, replaced)
     os.replace(staged, final)

@@ -124,7 +124,11 @@ class RolloutCollector:
         rewards: RewardFunctions,
         trainer_state: TrainerState,
     ) -> np.ndarray:
-        """Rewards (N,) of one completion per row; the rows are dealt to the processes in turn."""
+        """Rewards (N,) of one completion per row; the rows are dealt to the processes in turn.
+
+        Raises:
+            RewardError: a reward function failed on any process.
+        """
         config = copy.deepcopy(self._generation_config)
         if self._args.eval_temperature > 0:
             config.temperature = self._args.eval_temperature
@@ -135,12 +139,18 @@ class RolloutCollector:
         indices = list(range(processes.rank, len(prompts), processes.size))
         out = np.full(math.ceil(len(prompts) / processes.size), math.nan)
         size = self._args.per_device_eval_batch_size
-        for start in range(0, len(indices), size):
-            chunk = indices[start : start + size]
-            rows = [prompts.row(i) for i in chunk]
-            seed = self.derive_seed("evaluation", start)
-            ids = sample_completions(model, self._tokenize(rows, chunk), config, seed=seed)
-            out[start : start + len(chunk)], _ = self._score(rewards, rows, ids, trainer_state)
+        failure: RewardError | None = None
+        try:
+            for start in range(0, len(indices), size):
+                chunk = indices[start : start + size]
+                rows = [prompts.row(i) for i in chunk]
+                seed = self.derive_seed("evaluation", start)
+                ids = sample_completions(model, self._tokenize(rows, chunk), config, seed=seed)
+                scores, _ = self._score(prompts, rewards, rows, ids, trainer_state, log=False)
+                out[start : start + len(chunk)] = scores
+        except RewardError as error:
+            failure = error
+        self._raise_everywhere(failure)
         gathered = processes.gather(torch.as_tensor(out)).numpy()
         return gathered.reshape(processes.size, -1).T.reshape(-1)[: len(prompts)]
 
@@ -153,7 +163,29 @@ class RolloutCollector:
             RewardError: they fail or return something other than one reward per completion.
         """
         rows = [prompts.row(0)] * self._args.num_generations
-        self._score(rewards, rows, [[] for _ in rows], trainer_state)
+        try:
+            self._score(prompts, rewards, rows, [[] for _ in rows], trainer_state, log=False)
+        except RewardError as error:
+            raise RewardError(
+                f"{error}. This was the check on empty completions before training; if only those "
+                "are the matter, set check_reward_funcs=False"
+            ) from error
+
+    def check_prompts(self, prompts: PromptDataset) -> None:
+        """Tokenize the first prompt and those that may not fit the model's positions.
+
+        A prompt is taken to fit unseen when its UTF-8 bytes are at most half of what is left for
+        it: tokens are no more than bytes, and the other half is for the chat template.
+
+        Raises:
+            ValueError: a prompt does not fit, or the tokenizer cannot take the first.
+        """
+        fits = math.inf
+        if self._max_positions is not None:
+            fits = (self._max_positions - self._args.max_completion_length) / 2
+        long = [i for i, length in enumerate(prompts.lengths) if length > fits]
+        for index in dict.fromkeys([0, *long]):
+            self._tokenize([prompts.row(index)], [index])
 
     def derive_seed(self, stream: str, counter: int) -> int:
         """The seed of one use of randomness in this process."""
@@ -175,43 +207,54 @@ class RolloutCollector:
                 f"the model's {self._max_positions} positions; shorten the prompt or the completion"
             )
 
+    def _raise_everywhere(self, failure: RewardError | None) -> None:
+        """Raise on every process when one has a failure, so that none waits for ever."""
+        if self._processes.sum(int(failure is not None)) != [0]:
+            raise failure or RewardError("a reward function failed on another process")
+
     def _score_everywhere(
         self, rows: list[dict[str, Any]], completion_ids: list[list[int]], state: TrainerState
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`_score`, failing on every process when it fails on one, so that none waits for ever."""
+        """`_score` of training rows, failing on every process when it fails on one."""
         started = time.perf_counter()
         failure: RewardError | None = None
         scored = None
         try:
-            scored = self._score(self._rewards, rows, completion_ids, state)
+            scored = self._score(
+                self._prompts, self._rewards, rows, completion_ids, state, log=True
+            )
         except RewardError as error:
             failure = error
-        if self._processes.sum(int(failure is not None)) != [0]:
-            raise failure or RewardError("a reward function failed on another process")
+        self._raise_everywhere(failure)
         self._metrics.add("time/reward", time.perf_counter() - started)
         assert scored is not None
         return scored
 
     def _score(
         self,
+        prompts: PromptDataset,
         rewards: RewardFunctions,
         rows: list[dict[str, Any]],
         completion_ids: list[list[int]],
         trainer_state: TrainerState,
+        *,
+        log: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards of `rows` of `prompts`; with `log`, what they log goes to the step's metrics."""
         texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         completions: list[Any] = [
             [{"role": "assistant", "content": text}] if is_chat(row["prompt"]) else text
             for row, text in zip(rows, texts, strict=True)
         ]
-        names = [name for name in rows[0] if name not in ("prompt", "completion", "completion_ids")]
+        passed = ("prompt", "completion", "completion_ids")
+        names = [name for name in prompts.columns if name not in passed]
         return rewards(
             prompts=[row["prompt"] for row in rows],
             completions=completions,
             completion_ids=completion_ids,
             columns={name: [row.get(name) for row in rows] for name in names},
             trainer_state=trainer_state,
-            log_metric=self._metrics.add,
+            log_metric=self._metrics.add if log else None,
         )
 
     def _is_finished(self, ids: list[int]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -100,7 +101,11 @@ class GRPOConfig(TrainingArguments):
         default=None, metadata={"help": "Upper bound of the ratio in two-sided clipping."}
     )
     loss_type: str = field(
-        default="dapo", metadata={"help": f"Loss normalisation: {', '.join(LOSS_TYPES)}."}
+        default="dapo",
+        metadata={
+            "help": f"Loss normalisation: {', '.join(LOSS_TYPES)}. bnpo averages over the tokens "
+            "of each micro-batch, dapo over those of the optimizer step."
+        },
     )
     importance_sampling_level: Literal["token", "sequence"] = field(
         default="token", metadata={"help": "Ratio per token (GRPO) or per sequence (GSPO)."}
@@ -113,7 +118,11 @@ class GRPOConfig(TrainingArguments):
         default=None, metadata={"help": "Weight of each reward function; default: 1."}
     )
     mask_truncated_completions: bool = field(
-        default=False, metadata={"help": "Leave completions without an end token out of the loss."}
+        default=False,
+        metadata={
+            "help": "Leave completions without an end token, and their tokens' count, out of the "
+            "loss; they still count as sequences (grpo and dr_grpo), as in TRL."
+        },
     )
     fused_lm_head: bool = field(
         default=True,
@@ -149,9 +158,8 @@ class GRPOConfig(TrainingArguments):
         _check_choice(
             "importance_sampling_level", self.importance_sampling_level, ("token", "sequence")
         )
-        # The data loader is only a clock: prompts come from the curriculum, whose own state says
-        # where it stands, so skipping batches on resume would generate rollouts for nothing.
-        self.ignore_data_skip = True
+        # The data loader is only a clock: setting it forward costs nothing and keeps the epoch.
+        self.ignore_data_skip = False
         self.remove_unused_columns = False
         super().__post_init__()
         self._resolve_batches()
@@ -239,18 +247,44 @@ def _check_ranges(config: GRPOConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1 or unset, got {value}")
-    if not config.temperature > 0:
+    if config.auto_find_batch_size:
+        raise ValueError(
+            "auto_find_batch_size must be False: a generation batch is laid out for one batch "
+            "size. Lower per_device_train_batch_size and raise gradient_accumulation_steps instead"
+        )
+    if not 0 < config.temperature < math.inf:
         raise ValueError(
             f"temperature must be above 0, got {config.temperature}: greedy rollouts of one "
             "prompt are all the same and teach nothing"
         )
-    if config.eval_temperature < 0:
+    if not 0 <= config.eval_temperature < math.inf:
         raise ValueError(f"eval_temperature must be 0 or above, got {config.eval_temperature}")
     if not 0 < config.top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {config.top_p}")
     if config.top_k < 0:
         raise ValueError(f"top_k must be 0 (every token) or above, got {config.top_k}")
-    for name in ("epsilon", "epsilon_high", "beta"):
+    if config.min_p is not None and not 0 <= config.min_p <= 1:
+        raise ValueError(f"min_p must be in [0, 1] or unset, got {config.min_p}")
+    if not 0 < config.repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty must be above 0, got {config.repetition_penalty}")
+    _check_loss_ranges(config)
+
+
+def _check_loss_ranges(config: GRPOConfig) -> None:
+    if not 0 <= config.epsilon <= 1:
+        raise ValueError(f"epsilon must be in [0, 1], got {config.epsilon}")
+    for name in ("epsilon_high", "beta"):
         value = getattr(config, name)
-        if value is not None and value < 0:
+        if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be 0 or above, got {value}")
+    if config.delta is not None:
+        if config.loss_type == "cispo":
+            raise ValueError(
+                "delta must be unset with loss_type='cispo', whose epsilon_high bounds the ratio, "
+                f"got {config.delta}"
+            )
+        high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+        if not 1 + high <= config.delta < math.inf:
+            raise ValueError(
+                f"delta must be at least 1 + epsilon_high ({1 + high:g}), got {config.delta}"
+            )

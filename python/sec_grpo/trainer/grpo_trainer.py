@@ -13,7 +13,6 @@ What differs from a plain Trainer:
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -25,8 +24,6 @@ import torch
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -38,7 +35,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
-from sec_grpo.curriculum import Curriculum, Strategy, get_strategy
+from sec_grpo.curriculum import Curriculum, Strategy
 from sec_grpo.distributed import Processes
 from sec_grpo.errors import CheckpointError, RewardError
 from sec_grpo.ops import linear_policy_loss, policy_loss
@@ -47,7 +44,6 @@ from sec_grpo.trainer.collect import RolloutCollector
 from sec_grpo.trainer.config import GRPOConfig
 from sec_grpo.trainer.metrics import MetricStore
 from sec_grpo.trainer.policy import (
-    base_model,
     call_through,
     check_lm_head,
     completion_hidden_states,
@@ -58,6 +54,16 @@ from sec_grpo.trainer.prompts import Category, PromptDataset
 from sec_grpo.trainer.rewards import RewardFunc, RewardFunctions
 from sec_grpo.trainer.rollout import Rollouts
 from sec_grpo.trainer.run_log import RunRecorder
+from sec_grpo.trainer.setup import (
+    as_dict,
+    load_tokenizer,
+    make_curriculum,
+    make_generation_config,
+    max_positions,
+    parameter_digest,
+    reference_model,
+    refuse_unsupported_model,
+)
 from sec_grpo.trainer.signals import StopOnSignal
 
 logger = logging.get_logger(__name__)
@@ -109,6 +115,9 @@ class GRPOTrainer(Trainer):
         args = args if args is not None else GRPOConfig(output_dir="grpo")
         if not isinstance(args, GRPOConfig):
             raise ValueError(f"args must be a GRPOConfig, got {type(args).__name__}")
+        if args.n_gpu > 1:
+            logger.warning("one process trains on one GPU; start %d with torchrun", args.n_gpu)
+            args._n_gpu = 1
         self._prompts = PromptDataset(train_dataset, category)
         self._eval_prompts = (
             None
@@ -121,15 +130,15 @@ class GRPOTrainer(Trainer):
             self._rewards if eval_reward_funcs is None else RewardFunctions(eval_reward_funcs, None)
         )
         self.generation_seed = args.seed if args.generation_seed is None else args.generation_seed
-        self.curriculum = self._make_curriculum(curriculum, args)
-        processing_class = _load_tokenizer(model, processing_class)
+        self.curriculum = make_curriculum(curriculum, self._prompts, args, self.generation_seed)
+        processing_class = load_tokenizer(model, processing_class)
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, **_dict(args.model_init_kwargs))
+            model = AutoModelForCausalLM.from_pretrained(model, **as_dict(args.model_init_kwargs))
         if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
-        self._reference = _reference_model(model, args.beta)
+        self._reference = reference_model(model, args.beta)
 
         super().__init__(
             model=model,
@@ -143,17 +152,20 @@ class GRPOTrainer(Trainer):
         )
         # The loss is normalised by the whole batch's counts, not per micro-batch.
         self.model_accepts_loss_kwargs = True
-        self._refuse_unsupported_model()
-        self._generation_config = self._make_generation_config()
+        zero3 = self.is_deepspeed_enabled and (
+            self.accelerator.state.deepspeed_plugin.zero_stage == 3
+        )
+        refuse_unsupported_model(self.model, sharded=self.is_fsdp_enabled or zero3)
+        self._generation_config = make_generation_config(self.model, processing_class, args)
         if self._reference is not None:
             self._reference.to(self.args.device)
         if args.fused_lm_head:
             check_lm_head(self.model, torch.tensor([[0, 1]], device=self.args.device))
-        self._stop = StopOnSignal()
-        self.add_callback(self._stop)
 
         self._metrics = MetricStore()
         self._processes = Processes(self.accelerator)
+        self._stop = StopOnSignal(lambda stop: self._processes.sum(int(stop)) != [0])
+        self.add_callback(self._stop)
         self._collector = RolloutCollector(
             args=args,
             prompts=self._prompts,
@@ -161,99 +173,24 @@ class GRPOTrainer(Trainer):
             curriculum=self.curriculum,
             tokenizer=processing_class,
             generation_config=self._generation_config,
-            max_positions=_max_positions(self.model),
+            max_positions=max_positions(self.model),
             processes=self._processes,
             metrics=self._metrics,
             seed=self.generation_seed,
         )
+        for rows in (self._prompts, self._eval_prompts):
+            if rows is not None:
+                self._collector.check_prompts(rows)
         self._recorder = RunRecorder(
             args.output_dir, self.curriculum, enabled=self.is_world_process_zero()
         )
         self._rollouts: Rollouts | None = None
         self._staging: str | None = None
+        self._training = False
+        self._rng_states: str | None = None
         self._step_started: float | None = None
 
     # ---- Set-up -------------------------------------------------------------------------------
-
-    def _make_curriculum(
-        self, curriculum: Curriculum | Strategy | str | dict[str, Any] | None, args: GRPOConfig
-    ) -> Curriculum:
-        if isinstance(curriculum, Curriculum):
-            if curriculum.num_prompts != len(self._prompts):
-                raise ValueError(
-                    f"curriculum was made for {curriculum.num_prompts} prompts, train_dataset has "
-                    f"{len(self._prompts)}; make it from the same rows"
-                )
-            return curriculum
-        spec: dict[str, Any] = {}
-        if curriculum is None:
-            spec = {"name": "random"}
-        elif isinstance(curriculum, str):
-            spec = {"name": curriculum}
-        elif isinstance(curriculum, dict):
-            spec = dict(curriculum)
-            if "name" not in spec:
-                raise ValueError(f"curriculum needs a 'name', got {curriculum!r}")
-        if spec:
-            name = str(spec.pop("name"))
-            if name.lower() in ("ordered", "reverse") and "steps" not in spec:
-                if args.max_steps <= 0:
-                    raise ValueError(
-                        f"curriculum {name!r} needs 'steps' (its length in generation batches), or "
-                        "max_steps in the config to take it from"
-                    )
-                spec["steps"] = math.ceil(args.max_steps / args.updates_per_generation)
-            strategy = get_strategy(name, **spec)
-        else:
-            strategy = curriculum  # type: ignore[assignment]
-        return Curriculum(self._prompts.categories, strategy, seed=self.generation_seed)
-
-    def _make_generation_config(self) -> GenerationConfig:
-        tokenizer = self.processing_class
-        model_config = getattr(base_model(self.model), "generation_config", None)
-        eos = getattr(model_config, "eos_token_id", None)
-        if eos is None:
-            eos = tokenizer.eos_token_id
-        # 0 is the id of an ordinary token in some vocabularies; padding is masked everywhere.
-        pad = next(
-            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
-        )
-        args = self.args
-        own = {
-            "max_new_tokens": args.max_completion_length,
-            "do_sample": True,
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "top_k": args.top_k,
-            "min_p": args.min_p,
-            "repetition_penalty": args.repetition_penalty,
-            "eos_token_id": eos,
-            "pad_token_id": pad,
-            "use_cache": True,
-        }
-        extra = _dict(args.generation_kwargs)
-        if clash := sorted(own.keys() & extra.keys()):
-            raise ValueError(
-                f"generation_kwargs must not hold {', '.join(clash)}; the trainer sets them (from "
-                "the config's arguments of those names)"
-            )
-        return GenerationConfig(**own, **extra)
-
-    def _refuse_unsupported_model(self) -> None:
-        for name, config in (getattr(self.model, "peft_config", None) or {}).items():
-            if config.is_prompt_learning:
-                raise ValueError(
-                    f"PEFT adapter {name!r} is a prompt-learning method ({config.peft_type}), "
-                    "which GRPOTrainer does not support; use LoRA or another weight adapter"
-                )
-        zero3 = False
-        if self.is_deepspeed_enabled:
-            zero3 = self.accelerator.state.deepspeed_plugin.zero_stage == 3
-        if self.is_fsdp_enabled or zero3:
-            raise ValueError(
-                "GRPOTrainer does not support FSDP and DeepSpeed ZeRO-3 yet, because sampling "
-                "needs whole parameters; use DDP or ZeRO-1/2"
-            )
 
     def get_train_dataloader(self) -> DataLoader:
         """A clock with one tick per micro-batch; one epoch draws as many prompts as there are."""
@@ -277,13 +214,18 @@ class GRPOTrainer(Trainer):
                 strategy and batch layout; nothing is changed.
         """
         self._rollouts = None
+        if self.args.should_save:
+            checkpoints.recover(Path(self.args.output_dir))
+        self.accelerator.wait_for_everyone()
         path = self._resume_path(resume_from_checkpoint)
+        if self.args.check_reward_funcs:
+            self._collector.check_reward_funcs(self._prompts, self._rewards, self.state)
+            if self._eval_prompts is not None:
+                self._collector.check_reward_funcs(
+                    self._eval_prompts, self._eval_rewards, self.state
+                )
         if path is not None:
             self._load_own_state(path)
-        if self.args.check_reward_funcs:
-            for rewards in {id(r): r for r in (self._rewards, self._eval_rewards)}.values():
-                self._collector.check_reward_funcs(self._prompts, rewards, self.state)
-            self._metrics.pop()
         config = {name: getattr(self.args, name) for name in GRPOConfig.names()}
         step = 0 if path is None else self._load_trainer_state(path)
         if path is not None and 0 < self.args.max_steps <= step:
@@ -292,12 +234,15 @@ class GRPOTrainer(Trainer):
             logger.warning("%s is the end of the run already: nothing to train", path)
             return TrainOutput(step, 0.0, {})
         self._recorder.start(config, step=step, resumed=path is not None)
+        self._rng_states = None if path is None else str(path)
+        self._training = True
         try:
             with self._stop:
                 return super().train(
                     resume_from_checkpoint=None if path is None else str(path), **kwargs
                 )
         finally:
+            self._training = False
             self._recorder.stop()
 
     def _load_trainer_state(self, path: Path) -> int:
@@ -308,7 +253,10 @@ class GRPOTrainer(Trainer):
     @property
     def stopped_by_signal(self) -> bool:
         """Whether the last `train` ended early because of Ctrl-C or SIGTERM."""
-        return self._stop.signal_number is not None
+        return self._stop.stopped
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing: Trainer calls this after the first rollouts, which need the states already."""
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -317,33 +265,42 @@ class GRPOTrainer(Trainer):
         for _ in range(num_batches):
             next(epoch_iterator, None)
         self._step_started = time.perf_counter()
-        args = self.args
-        assert args.steps_per_generation is not None
-        position = self.state.global_step % args.updates_per_generation
+        if self._rng_states is not None:
+            super()._load_rng_state(self._rng_states)
+            self._rng_states = None
+        position = self.state.global_step % self.args.updates_per_generation
         if position == 0:
             self._rollouts = self._collect()
         assert self._rollouts is not None
-        steps = args.steps_per_generation // args.gradient_accumulation_steps
-        first = (position % steps) * args.gradient_accumulation_steps
-        size = args.per_device_train_batch_size
-        slices = [
-            slice(i * size, (i + 1) * size)
-            for i in range(first, first + args.gradient_accumulation_steps)
-        ]
-        num_tokens, num_sequences = self._processes.sum(
-            sum(self._rollouts.num_tokens(rows) for rows in slices),
-            sum(self._rollouts.num_sequences(rows) for rows in slices),
-        )
-        batches = []
-        for rows in slices:
-            chosen = self._rollouts.learnable(rows, skip_zero_advantages=args.beta == 0)
-            inputs = self._rollouts.inputs(chosen, self._generation_config.pad_token_id)
-            inputs["num_items_in_batch"] = max(num_tokens, 1)
-            inputs["num_sequences_in_batch"] = max(num_sequences, 1)
-            batches.append(inputs)
+        batches, num_tokens = self._micro_batches(self._rollouts, position)
         # Counter-based, so that dropout too is the same after a resume.
         torch.manual_seed(self._collector.derive_seed("update", self.state.global_step))
-        return batches, max(num_tokens, 1)
+        return batches, num_tokens
+
+    def _micro_batches(self, rollouts: Rollouts, position: int) -> tuple[list[dict[str, Any]], int]:
+        """The model inputs of a generation's update number `position`, and their global tokens.
+
+        Every row counts in the denominators, whether it is run or not: dead groups with their
+        tokens, masked completions as sequences only (as in TRL).
+        """
+        args = self.args
+        assert args.steps_per_generation is not None
+        count, size = args.gradient_accumulation_steps, args.per_device_train_batch_size
+        first = (position % (args.steps_per_generation // count)) * count
+        slices = [slice(i * size, (i + 1) * size) for i in range(first, first + count)]
+        kept = [rollouts.num_tokens(rows) for rows in slices]
+        num_tokens = max(self._processes.sum(sum(kept))[0], 1)
+        num_micro_batches = count * self._processes.size
+        batches = []
+        for rows, tokens in zip(slices, kept, strict=True):
+            chosen = rollouts.learnable(rows, skip_zero_advantages=args.beta == 0)
+            inputs = rollouts.inputs(chosen, self._generation_config.pad_token_id)
+            # TRL's bnpo is the mean over micro-batches of the mean over a micro-batch's tokens.
+            bnpo = max(tokens, 1) * num_micro_batches
+            inputs["num_items_in_batch"] = bnpo if args.loss_type == "bnpo" else num_tokens
+            inputs["num_sequences_in_batch"] = size * num_micro_batches
+            batches.append(inputs)
+        return batches, num_tokens
 
     def compute_loss(
         self,
@@ -415,21 +372,24 @@ class GRPOTrainer(Trainer):
                 self.accelerator.unwrap_model(self.model), generation, self.state
             )
         except RewardError:
-            # The weights and the curriculum are those of the last finished step.
             self._rollouts = None
-            if self.state.global_step > 0:
-                self._save_checkpoint(self.model, None)
-                logger.error(
-                    "a reward function failed; saved %s/checkpoint-%d before stopping",
-                    self.args.output_dir,
-                    self.state.global_step,
-                )
+            self._save_before_stopping()
             raise
         if self.args.updates_per_generation > 1:
             rollouts.old_logprobs = self._logprobs_of(self.model, rollouts)
         if self.args.beta > 0:
             rollouts.ref_logprobs = self._reference_logprobs(rollouts)
         return rollouts
+
+    def _save_before_stopping(self) -> None:
+        """Save the last finished step when a reward function has failed in training."""
+        if self._training and self.state.global_step > 0:
+            self._save_checkpoint(self.model, None)
+            logger.error(
+                "a reward function failed; saved %s/checkpoint-%d before stopping",
+                self.args.output_dir,
+                self.state.global_step,
+            )
 
     def _logprobs_of(self, model: torch.nn.Module, rollouts: Rollouts) -> list[torch.Tensor]:
         """Log-probabilities of the rollouts' tokens, B tensors (T_i,), without gradients."""
@@ -483,9 +443,13 @@ class GRPOTrainer(Trainer):
         if prompts is None:
             raise ValueError("evaluate needs an eval_dataset, here or in the trainer")
         started = time.perf_counter()
-        rewards = self._collector.evaluate(
-            self.accelerator.unwrap_model(self.model), prompts, self._eval_rewards, self.state
-        )
+        try:
+            rewards = self._collector.evaluate(
+                self.accelerator.unwrap_model(self.model), prompts, self._eval_rewards, self.state
+            )
+        except RewardError:
+            self._save_before_stopping()
+            raise
         by_label: dict[Any, list[float]] = {}
         for label, reward in zip(prompts.categories, rewards, strict=True):
             by_label.setdefault(label, []).append(float(reward))
@@ -512,7 +476,8 @@ class GRPOTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the step's metrics to the trackers and to `metrics.jsonl`."""
         if "loss" in logs:  # not the summary that Trainer logs at the end
-            logs = {**logs, **self._metrics.pop(), "num_tokens": self._collector.num_tokens}
+            metrics = self._metrics.pop(self._processes)
+            logs = {**logs, **metrics, "num_tokens": self._collector.num_tokens}
             if self._step_started is not None:
                 logs["step_time"] = time.perf_counter() - self._step_started
             self._recorder.step(self.state.global_step, logs)
@@ -534,6 +499,7 @@ class GRPOTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
+        self._name_best_checkpoint(staging, output_dir)
         pending = self.state.global_step % self.args.updates_per_generation != 0
         if pending and self._rollouts is not None:
             checkpoints.save_rollouts(
@@ -547,6 +513,14 @@ class GRPOTrainer(Trainer):
             checkpoints.rotate(self, output_dir)
         self.accelerator.wait_for_everyone()
 
+    def _name_best_checkpoint(self, staging: Path, output_dir: Path) -> None:
+        """Undo the staging folder's name where Trainer has noted this checkpoint as the best."""
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).parent == staging:
+            self.state.best_model_checkpoint = str(output_dir / Path(best).name)
+            if self.args.should_save:
+                self.state.save_to_json(str(staging / Path(best).name / TRAINER_STATE_NAME))
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging if self._staging is not None else super()._get_output_dir(trial)
 
@@ -556,11 +530,14 @@ class GRPOTrainer(Trainer):
             "num_tokens": self._collector.num_tokens,
             "elapsed": self._recorder.elapsed,
             "layout": self._layout(),
+            "save_only_model": self.args.save_only_model,
         }
 
-    def _layout(self) -> dict[str, int | None]:
+    def _layout(self) -> dict[str, int | str | None]:
         """What must not change between the parts of a resumed run."""
         return {
+            "train_dataset": f"{len(self._prompts)} prompts {self._prompts.digest}",
+            "model": f"parameters {parameter_digest(self.model)}",
             "generation_seed": self.generation_seed,
             "generation_batch_size": self.args.generation_batch_size,
             "num_generations": self.args.num_generations,
@@ -586,11 +563,16 @@ class GRPOTrainer(Trainer):
 
     def _load_own_state(self, path: Path) -> None:
         state = checkpoints.load_state(path)
+        if state["save_only_model"]:
+            raise CheckpointError(
+                f"{path} was saved with save_only_model=True and has no optimizer state to resume "
+                "from; start a new run from its weights"
+            )
         for name, mine in self._layout().items():
             saved = state["layout"].get(name)
             if saved != mine:
                 raise CheckpointError(
-                    f"{path} was trained with {name}={saved}, now it is {mine}; set it back to "
+                    f"{path} was trained with {name}={saved!r}, now it is {mine!r}; set it back to "
                     "continue the run, or start a new one from the checkpoint's weights"
                 )
         rollouts = checkpoints.load_rollouts(path, self.args.process_index, self.args.world_size)
@@ -601,36 +583,3 @@ class GRPOTrainer(Trainer):
         self._rollouts = None if rollouts is None else Rollouts.from_state_dict(rollouts)
         self._collector.num_tokens = state["num_tokens"]
         self._recorder.restore(state["elapsed"])
-
-
-def _load_tokenizer(model: Any, processing_class: Any) -> PreTrainedTokenizerBase:
-    if processing_class is None:
-        name = model if isinstance(model, str) else base_model(model).config._name_or_path
-        if not name:
-            raise ValueError(
-                "processing_class is missing and the model does not say where it was loaded from; "
-                "pass its tokenizer"
-            )
-        processing_class = AutoTokenizer.from_pretrained(name)
-    if not isinstance(processing_class, PreTrainedTokenizerBase):
-        raise ValueError(
-            f"processing_class must be a tokenizer, got {type(processing_class).__name__}"
-        )
-    return processing_class
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    """A dict-valued argument; TrainingArguments has parsed its string form already."""
-    assert not isinstance(value, str)
-    return dict(value or {})
-
-
-def _max_positions(model: torch.nn.Module) -> int | None:
-    return getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
-
-
-def _reference_model(model: torch.nn.Module, beta: float) -> torch.nn.Module | None:
-    """A frozen copy for the KL term; a PEFT model is its own reference with adapters off."""
-    if beta == 0 or hasattr(model, "disable_adapter"):
-        return None
-    return copy.deepcopy(model).eval().requires_grad_(False)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from sec_grpo.distributed import Processes
+
 
 class MetricStore:
     """Weighted means of scalars, fetched from the device in one go.
@@ -24,24 +26,34 @@ class MetricStore:
         self._values[name].append(torch.as_tensor(value, dtype=torch.float32).detach())
         self._weights[name].append(weight)
 
-    def pop(self) -> dict[str, float]:
-        """The reduced metrics; the store is empty afterwards."""
+    def pop(self, processes: Processes | None = None) -> dict[str, float]:
+        """The reduced metrics, over all `processes` where given; the store is empty afterwards."""
         fetched = _fetch([v for values in self._values.values() for v in values])
-        out = {}
-        for name, values in self._values.items():
-            numbers = [next(fetched) for _ in values]
-            if name.endswith("max"):
-                out[name] = max(numbers)
-            elif name.endswith("min"):
-                out[name] = min(numbers)
-            else:
-                weights = self._weights[name]
-                total = sum(weights)
-                weighted = sum(n * w for n, w in zip(numbers, weights, strict=True))
-                out[name] = weighted / total if total else 0.0
+        reduced = {
+            name: _reduce(name, [next(fetched) for _ in values], self._weights[name])
+            for name, values in self._values.items()
+        }
         self._values.clear()
         self._weights.clear()
+        parts = [reduced] if processes is None else processes.gather_objects(reduced)
+        out = {}
+        for name in dict.fromkeys(name for part in parts for name in part):
+            found = [part[name] for part in parts if name in part]
+            out[name], _ = _reduce(name, [v for v, _ in found], [w for _, w in found])
         return out
+
+
+def _reduce(name: str, numbers: list[float], weights: list[float]) -> tuple[float, float]:
+    """The reduced number and its weight."""
+    total = sum(weights)
+    if name.endswith("max"):
+        return max(numbers), total
+    if name.endswith("min"):
+        return min(numbers), total
+    if len(numbers) == 1:
+        return numbers[0], total
+    weighted = sum(n * w for n, w in zip(numbers, weights, strict=True) if w)
+    return (weighted / total if total else 0.0), total
 
 
 def _fetch(tensors: list[torch.Tensor]) -> Iterator[float]:

@@ -124,7 +124,9 @@ def check_lm_head(model: nn.Module, input_ids: torch.Tensor) -> None:
     ours = ours * head.logit_scale
     if head.softcap is not None:
         ours = head.softcap * torch.tanh(ours / head.softcap)
-    if logits.shape != ours.shape or not torch.allclose(logits, ours, rtol=2e-2, atol=2e-2):
+    # bf16 logits that went through a soft cap differ by 1% of the largest; a tiny random model's
+    # are all small, so that no absolute tolerance would do.
+    if logits.shape != ours.shape or (logits - ours).abs().max() > 0.02 * logits.abs().max():
         raise ValueError(
             f"{type(inner).__name__} changes its logits in a way that fused_lm_head does not know; "
             "set fused_lm_head=False to use the model's own forward"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+RESERVED_COLUMNS = ("prompts", "completions", "trainer_state", "log_metric")
 
 Category = str | Sequence[str] | Callable[[Mapping[str, Any]], object] | None
 
@@ -23,9 +26,12 @@ class PromptDataset:
             is the arm), a function of the row, or None for a single arm.
         argument: the name by which errors call the data set.
 
+    Every prompt is looked at once, here.
+
     Raises:
-        ValueError: the data set is empty, a column is missing, or a row has no usable prompt or
-            label; the message names the column and the row.
+        ValueError: the data set is empty, a column is missing or has a name that reward functions
+            are called with, or a row has no usable prompt or label; the message names the column
+            and the row.
     """
 
     def __init__(
@@ -34,44 +40,66 @@ class PromptDataset:
         self._argument = argument
         if dataset is None:
             raise ValueError(f"{argument} is missing: pass a data set with a 'prompt' column")
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        random_access = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        if not random_access or isinstance(dataset, (Mapping, str)):
             raise ValueError(
-                f"{argument} must have a length and random access, got {type(dataset).__name__}: a "
-                "curriculum draws prompts by index. Turn a streaming data set into a list or a "
-                "datasets.Dataset first"
+                f"{argument} must be a list of rows or a datasets.Dataset, got "
+                f"{type(dataset).__name__}: a curriculum draws prompts by index. Turn a streaming "
+                "data set into a list first, and choose one split of several"
             )
         if len(dataset) == 0:
             raise ValueError(f"{argument} is empty: there is no prompt to train on")
         self._dataset = dataset
-        columns = _columns(dataset)
-        if "prompt" not in columns:
+        self.columns = _columns(dataset, argument)
+        """every column's name, `prompt` included"""
+        if "prompt" not in self.columns:
             raise ValueError(
-                f"{argument} has no column 'prompt'; its columns are {', '.join(columns)}. Rename "
-                "the column that holds the question to 'prompt'"
+                f"{argument} has no column 'prompt'; its columns are {', '.join(self.columns)}. "
+                "Rename the column that holds the question to 'prompt'"
             )
-        self.categories = self._labels(category, columns)
+        if clash := [name for name in RESERVED_COLUMNS if name in self.columns]:
+            raise ValueError(
+                f"{argument} must not have a column {clash[0]!r}: reward functions are called with "
+                "an argument of that name. Rename it"
+            )
+        self.lengths, self.digest = self._look_at_prompts()
+        self.categories = self._labels(category, self.columns)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def row(self, index: int) -> dict[str, Any]:
-        """The row's columns; raises ValueError when its prompt is not usable."""
-        row = dict(self._dataset[int(index)])
-        prompt = row.get("prompt")
-        if is_chat(prompt):
-            assert prompt is not None
-            for message in prompt:
-                if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-                    raise ValueError(
-                        f"{self._argument} row {index}: every message of column 'prompt' must be a "
-                        f"dict with 'role' and a text 'content', got {message!r}"
-                    )
-        elif not isinstance(prompt, str) or not prompt:
-            raise ValueError(
-                f"{self._argument} row {index}: column 'prompt' must be a non-empty string or a "
-                f"non-empty list of chat messages, got {prompt!r}"
-            )
-        return row
+        """The row's columns."""
+        return dict(self._dataset[int(index)])
+
+    def _look_at_prompts(self) -> tuple[list[int], str]:
+        """Check every prompt; the UTF-8 bytes of each, and a digest of them all."""
+        lengths = []
+        digest = hashlib.sha256()
+        for i, prompt in enumerate(_column(self._dataset, "prompt", self._argument)):
+            self._check_prompt(i, prompt)
+            messages = prompt if is_chat(prompt) else [{"role": "", "content": prompt}]
+            parts = [part for m in messages for part in (m["role"], m["content"])]
+            encoded = [str(part).encode("utf-8", "surrogatepass") for part in parts]
+            lengths.append(sum(map(len, encoded)))
+            digest.update(b"\x1f".join(encoded) + b"\x1e")
+        return lengths, digest.hexdigest()[:16]
+
+    def _check_prompt(self, index: int, prompt: Any) -> None:
+        if not is_chat(prompt):
+            if not isinstance(prompt, str) or not prompt:
+                raise ValueError(
+                    f"{self._argument} row {index}: column 'prompt' must be a non-empty string or "
+                    f"a non-empty list of chat messages, got {prompt!r}"
+                )
+            return
+        for message in prompt:
+            text = isinstance(message, Mapping) and isinstance(message.get("content"), str)
+            if not text or not isinstance(message.get("role"), str):
+                raise ValueError(
+                    f"{self._argument} row {index}: every message of column 'prompt' must be a "
+                    f"dict with a 'role' and a text 'content', got {message!r}"
+                )
 
     def _labels(self, category: Category, columns: list[str]) -> list[object]:
         if category is None:
@@ -88,7 +116,7 @@ class PromptDataset:
                         f"its columns are {', '.join(columns)}. Name one of them, or pass "
                         "category=None to train without arms"
                     )
-            values = [_column(self._dataset, column) for column in names]
+            values = [_column(self._dataset, column, self._argument) for column in names]
             labels = values[0] if isinstance(category, str) else list(zip(*values, strict=True))
             name = f"column {category!r}"
         for i, label in enumerate(labels):
@@ -142,23 +170,29 @@ def tokenize_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int
     return list(ids)
 
 
-def _columns(dataset: Any) -> list[str]:
+def _columns(dataset: Any, argument: str) -> list[str]:
+    """The columns of a data set; rows of a list may lack some, whose value is then None."""
     names = getattr(dataset, "column_names", None)
     if names is not None:
         return list(names)
-    first = dataset[0]
-    if not isinstance(first, Mapping):
-        raise ValueError(f"rows of the data set must be dicts, got {type(first).__name__}")
-    return [str(name) for name in first]
+    columns: dict[str, None] = {}
+    for i in range(len(dataset)):
+        row = dataset[i]
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{argument} row {i} must be a dict, got {type(row).__name__}")
+        columns.update(dict.fromkeys(map(str, row)))
+    return list(columns)
 
 
-def _column(dataset: Any, name: str) -> list[object]:
+def _column(dataset: Any, name: str, argument: str) -> list[Any]:
     if hasattr(dataset, "column_names"):
         return list(dataset[name])
-    labels = []
+    values = []
     for i in range(len(dataset)):
         row = dataset[i]
         if name not in row:
-            raise ValueError(f"row {i} has no column {name!r}; it has {', '.join(map(str, row))}")
-        labels.append(row[name])
-    return labels
+            raise ValueError(
+                f"{argument} row {i} has no column {name!r}; it has {', '.join(map(str, row))}"
+            )
+        values.append(row[name])
+    return values

@@ -12,6 +12,9 @@ from sec_grpo.errors import RewardError
 
 RewardFunc = Callable[..., Sequence[float | None]]
 
+# Rewards are gathered and normalised in float32.
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class RewardFunctions:
     """Several reward functions and their weights.
@@ -25,7 +28,8 @@ class RewardFunctions:
         weights: one weight a function; default 1 each.
 
     Raises:
-        ValueError: no function, something that cannot be called, or the wrong number of weights.
+        ValueError: no function, something that cannot be called, or weights of a wrong number or
+            not finite.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class RewardFunctions:
                 f"reward_weights must hold one weight per reward function: {len(funcs)} functions, "
                 f"{len(weights)} weights"
             )
+        if weights is not None and not all(math.isfinite(weight) for weight in weights):
+            raise ValueError(f"reward_weights must be finite numbers, got {list(weights)}")
         self._funcs = funcs
         self.names = _unique_names(funcs)
         self._weights = np.ones(len(funcs)) if weights is None else np.asarray(weights, float)
@@ -115,11 +121,11 @@ def _checked(name: str, rewards: Any, completions: list[Any]) -> np.ndarray:
             reward = reward.item()
         if reward is None:
             out[i] = math.nan
-        elif not isinstance(reward, (int, float)) or not math.isfinite(reward):
+        elif not isinstance(reward, (int, float)) or not abs(reward) <= _LARGEST:
             raise RewardError(
                 f"reward function {name!r} returned {reward!r} for completion {i} "
-                f"({_excerpt(completions[i])}); rewards must be finite numbers, or None where the "
-                "function does not apply"
+                f"({_excerpt(completions[i])}); rewards must be finite numbers (float32), or "
+                "None where the function does not apply"
             )
         else:
             out[i] = reward

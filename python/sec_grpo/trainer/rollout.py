@@ -98,7 +98,7 @@ class Rollouts:
     advantages: torch.Tensor
     """(B,) float32"""
     in_loss: torch.Tensor
-    """(B,) bool: False where a truncated completion is left out of loss and denominators"""
+    """(B,) bool: False where a truncated completion is left out of the loss"""
     old_logprobs: list[torch.Tensor] | None = None
     """B tensors (T_i,) float32 under the policy that sampled; None when still on-policy"""
     ref_logprobs: list[torch.Tensor] | None = None
@@ -108,13 +108,9 @@ class Rollouts:
         return len(self.prompt_ids)
 
     def num_tokens(self, rows: slice) -> int:
-        """Completion tokens of `rows` that count in the loss's denominator."""
+        """Completion tokens of `rows` that are in the loss, those of dead groups included."""
         lengths = [len(ids) for ids in self.completion_ids[rows]]
         return sum(n for n, kept in zip(lengths, self.in_loss[rows].tolist(), strict=True) if kept)
-
-    def num_sequences(self, rows: slice) -> int:
-        """Completions of `rows` that count in the loss's denominator."""
-        return int(self.in_loss[rows].sum())
 
     def learnable(self, rows: slice, *, skip_zero_advantages: bool) -> list[int]:
         """The rows that can have a gradient.

@@ -43,6 +43,8 @@ class RunRecorder:
         self._started = time.perf_counter()
         if not self._enabled:
             return
+        if self._writer is not None:
+            self._writer.close()
         if not resumed and self._path.exists():
             self._put_aside()
         self._writer = MetricsWriter(self._path)

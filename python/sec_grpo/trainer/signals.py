@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -15,17 +16,24 @@ logger = logging.get_logger(__name__)
 class StopOnSignal(TrainerCallback):
     """Turns the first SIGINT or SIGTERM into a checkpoint at the end of the current step.
 
-    A second one raises KeyboardInterrupt at once. `signal_number` says what stopped the run, or
-    None. Handlers are installed only while training runs, and only in the main thread, where
-    Python allows it.
+    An evaluation that is due at that step is left out. A second signal raises KeyboardInterrupt at
+    once. Handlers are installed only while training runs, and only in the main thread, where Python
+    allows it.
+
+    Args:
+        any_process: whether its argument is true on any process; called once a step, so that all
+            processes stop after the same one.
     """
 
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
+    def __init__(self, any_process: Callable[[bool], bool]) -> None:
+        self._any_process = any_process
+        self._signalled = False
         self._previous: dict[int, Any] = {}
+        self.stopped = False
+        """whether a signal to any process stopped the last run"""
 
     def __enter__(self) -> StopOnSignal:
-        self.signal_number = None
+        self._signalled = self.stopped = False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
@@ -37,9 +45,9 @@ class StopOnSignal(TrainerCallback):
         self._previous.clear()
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.signal_number is not None:
+        if self._signalled:
             raise KeyboardInterrupt
-        self.signal_number = number
+        self._signalled = True
         logger.warning(
             "%s: saving a checkpoint after this step; once more stops at once without saving",
             signal.Signals(number).name,
@@ -52,6 +60,11 @@ class StopOnSignal(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        if self.signal_number is not None:
+        if self._any_process(self._signalled):
+            self.stopped = True
             control.should_save = True
+            control.should_evaluate = False
             control.should_training_stop = True
+        if control.should_save:
+            # Logged means start anew at a checkpoint, so that a resumed run logs the same numbers.
+            control.should_log = True

@@ -1,0 +1,160 @@
+"""What `GRPOTrainer` prepares once: curriculum, tokenizer, sampling settings, model checks."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from sec_grpo.curriculum import Curriculum, Strategy, get_strategy
+from sec_grpo.trainer.config import GRPOConfig
+from sec_grpo.trainer.policy import base_model
+from sec_grpo.trainer.prompts import PromptDataset
+
+
+def make_curriculum(
+    curriculum: Curriculum | Strategy | str | dict[str, Any] | None,
+    prompts: PromptDataset,
+    args: GRPOConfig,
+    seed: int,
+) -> Curriculum:
+    """The curriculum over `prompts` that the trainer's argument stands for.
+
+    Raises:
+        ValueError: the strategy is unknown, or the curriculum is of another number of prompts.
+    """
+    if isinstance(curriculum, Curriculum):
+        if curriculum.num_prompts != len(prompts):
+            raise ValueError(
+                f"curriculum was made for {curriculum.num_prompts} prompts, train_dataset has "
+                f"{len(prompts)}; make it from the same rows"
+            )
+        return curriculum
+    if isinstance(curriculum, Strategy):
+        return Curriculum(prompts.categories, curriculum, seed=seed)
+    if curriculum is None or isinstance(curriculum, str):
+        spec: dict[str, Any] = {"name": curriculum or "random"}
+    elif isinstance(curriculum, dict):
+        spec = dict(curriculum)
+    else:
+        raise ValueError(
+            "curriculum must be a strategy such as SEC(), its name, a dict with its name and "
+            f"parameters, or a Curriculum, got {curriculum!r:.60}"
+        )
+    if "name" not in spec:
+        raise ValueError(f"curriculum needs a 'name', got {curriculum!r}")
+    name = str(spec.pop("name"))
+    if name.lower() in ("ordered", "reverse") and "steps" not in spec:
+        if args.max_steps <= 0:
+            raise ValueError(
+                f"curriculum {name!r} needs 'steps' (its length in generation batches), or "
+                "max_steps in the config to take it from"
+            )
+        spec["steps"] = math.ceil(args.max_steps / args.updates_per_generation)
+    return Curriculum(prompts.categories, get_strategy(name, **spec), seed=seed)
+
+
+def load_tokenizer(model: Any, processing_class: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer given, or the one saved beside the model."""
+    if processing_class is None:
+        name = model if isinstance(model, str) else base_model(model).config._name_or_path
+        if not name:
+            raise ValueError(
+                "processing_class is missing and the model does not say where it was loaded from; "
+                "pass its tokenizer"
+            )
+        processing_class = AutoTokenizer.from_pretrained(name)
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"processing_class must be a tokenizer, got {type(processing_class).__name__}"
+        )
+    return processing_class
+
+
+def make_generation_config(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, args: GRPOConfig
+) -> GenerationConfig:
+    """The sampling settings of rollouts; only the end tokens come from the model.
+
+    Raises:
+        ValueError: generation_kwargs holds what the trainer sets or GenerationConfig does not
+            know, or truncated completions are masked where none can end.
+    """
+    eos = getattr(getattr(base_model(model), "generation_config", None), "eos_token_id", None)
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    if eos is None and args.mask_truncated_completions:
+        raise ValueError(
+            "mask_truncated_completions must be False where neither the model nor the tokenizer "
+            "has an end token: every completion is truncated and none would be left"
+        )
+    # 0 is the id of an ordinary token in some vocabularies; padding is masked everywhere.
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    own = {
+        "max_new_tokens": args.max_completion_length,
+        "do_sample": True,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "min_p": args.min_p,
+        "repetition_penalty": args.repetition_penalty,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+        "use_cache": True,
+    }
+    extra = as_dict(args.generation_kwargs)
+    if clash := sorted(own.keys() & extra.keys()):
+        raise ValueError(
+            f"generation_kwargs must not hold {', '.join(clash)}; the trainer sets them (from "
+            "the config's arguments of those names)"
+        )
+    # GenerationConfig keeps unknown keys without a word.
+    if unknown := sorted(extra.keys() - vars(GenerationConfig()).keys()):
+        raise ValueError(
+            f"generation_kwargs must hold arguments of transformers.GenerationConfig, got "
+            f"{', '.join(unknown)}"
+        )
+    return GenerationConfig(**own, **extra)
+
+
+def refuse_unsupported_model(model: torch.nn.Module, *, sharded: bool) -> None:
+    """Raise ValueError for what the trainer cannot sample from."""
+    for name, config in (getattr(model, "peft_config", None) or {}).items():
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"PEFT adapter {name!r} is a prompt-learning method ({config.peft_type}), "
+                "which GRPOTrainer does not support; use LoRA or another weight adapter"
+            )
+    if sharded:
+        raise ValueError(
+            "GRPOTrainer does not support FSDP and DeepSpeed ZeRO-3 yet, because sampling "
+            "needs whole parameters; use DDP or ZeRO-1/2"
+        )
+
+
+def reference_model(model: torch.nn.Module, beta: float) -> torch.nn.Module | None:
+    """A frozen copy for the KL term; a PEFT model is its own reference with adapters off."""
+    if beta == 0 or hasattr(model, "disable_adapter"):
+        return None
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def max_positions(model: torch.nn.Module) -> int | None:
+    """The longest sequence that the model's position embeddings cover, where it says so."""
+    return getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
+
+
+def parameter_digest(model: torch.nn.Module) -> str:
+    """A digest of the parameters' names and shapes, equal for models of equal architecture."""
+    shapes = [f"{name} {tuple(p.shape)}" for name, p in model.named_parameters()]
+    return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """A dict-valued argument; TrainingArguments has parsed its string form already."""
+    assert not isinstance(value, str)
+    return dict(value or {})
