@@ -90,10 +90,10 @@ def train(
     from sec_grpo.cli.progress import quiet_libraries
 
     settings, args, given = merge_settings(config, flags, ctx.args)
-    console = Console()
     quiet_libraries()
     refuse_to_mix(Path(args.output_dir), resume)
     trainer = make_trainer(settings, args)
+    console = Console(quiet=not trainer.is_world_process_zero())
     path = Path(args.output_dir) / "config.yaml"
     if trainer.is_world_process_zero():
         write_settings(path, given)

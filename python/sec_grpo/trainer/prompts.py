@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RESERVED_COLUMNS = ("prompts", "completions", "trainer_state", "log_metric")
+
+logger = logging.get_logger(__name__)
 
 Category = str | Sequence[str] | Callable[[Mapping[str, Any]], object] | None
 
@@ -152,10 +155,9 @@ def prompt_text(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> str:
         )
         assert isinstance(text, str)
         return text
-    warnings.warn(
+    logger.warning_once(
         "the tokenizer has no chat template: the contents of chat messages are joined as plain "
-        "text. Set processing_class.chat_template to format them",
-        stacklevel=2,
+        "text. Set processing_class.chat_template to format them"
     )
     return "\n\n".join(message["content"] for message in prompt)
 
