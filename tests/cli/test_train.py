@@ -83,7 +83,7 @@ def test_yaml_flags_and_the_written_config(run, events, reward: str) -> None:
     run("train", "--config", "run.yaml", "--max_steps", 1, "--scale-rewards", "none")
     (start,) = events("from_yaml", "run")
     assert start["strategy"] == {
-        "name": "sec",
+        "name": "SEC",
         "alpha": 0.5,
         "temperature": 0.3,
         "undrawn": "keep",

@@ -34,7 +34,7 @@ def quickstart(
 ) -> None:
     """Watch a tiny model learn with GRPO: random order against SEC, in under three minutes."""
     from sec_grpo import SEC, Random
-    from sec_grpo.cli.progress import quiet_libraries
+    from sec_grpo.cli.callbacks import quiet_libraries
     from sec_grpo.cli.report import show_report
 
     started = time.perf_counter()
@@ -64,7 +64,7 @@ def warm_start(output_dir: Path, seed: int, console: Console) -> tuple[Any, Any]
     """
     from transformers import Trainer, TrainingArguments
 
-    from sec_grpo.cli.progress import show_progress
+    from sec_grpo.cli.callbacks import show_progress
     from sec_grpo.tasks import get
     from sec_grpo.tiny import character_tokenizer, tiny_qwen2
 
@@ -138,7 +138,7 @@ def train_with(
     import copy
 
     from sec_grpo import GRPOConfig, GRPOTrainer
-    from sec_grpo.cli.progress import show_progress
+    from sec_grpo.cli.callbacks import show_progress
     from sec_grpo.tasks import get
 
     task = get("sort")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sec_grpo.cli.settings import merge_settings, write_settings
+from sec_grpo.cli.settings import merge_settings
 
 if TYPE_CHECKING:
     from sec_grpo.trainer import GRPOConfig, GRPOTrainer
@@ -41,10 +41,18 @@ def train(
         ),
     ] = None,
     eval_data: Annotated[
-        str | None, typer.Option(help="Rows to evaluate on; a task adds its held-out levels.")
+        str | None,
+        typer.Option(
+            "--eval_data",
+            "--eval-data",
+            help="Rows to evaluate on; a task adds its held-out levels.",
+        ),
     ] = None,
     eval_limit: Annotated[
-        int | None, typer.Option(help="Evaluate at most this many rows of each category.")
+        int | None,
+        typer.Option(
+            "--eval_limit", "--eval-limit", help="Evaluate at most this many rows of each category."
+        ),
     ] = None,
     category: Annotated[
         str | None,
@@ -87,22 +95,20 @@ def train(
         "strategy": strategy,
         "lora": lora,
     }
-    from sec_grpo.cli.progress import quiet_libraries
+    from sec_grpo.cli.callbacks import KeepSettings, quiet_libraries
 
     settings, args, given = merge_settings(config, flags, ctx.args)
     quiet_libraries()
     refuse_to_mix(Path(args.output_dir), resume)
     trainer = make_trainer(settings, args)
+    trainer.add_callback(KeepSettings(given))
     console = Console(quiet=not trainer.is_world_process_zero())
-    path = Path(args.output_dir) / "config.yaml"
-    if trainer.is_world_process_zero():
-        write_settings(path, given)
     run(trainer, resume, console)
 
 
 def run(trainer: GRPOTrainer, resume: str | None, console: Console) -> None:
     """Train, save the model, and say where everything is."""
-    from sec_grpo.cli.progress import show_progress
+    from sec_grpo.cli.callbacks import show_progress
 
     output_dir = trainer.args.output_dir
     name = type(trainer.curriculum.strategy).__name__

@@ -1,7 +1,8 @@
-"""Live progress of training on a terminal, and plain lines elsewhere."""
+"""Callbacks of the command line: live progress, and the settings kept beside a run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+
+from sec_grpo.cli.settings import write_settings
 
 LINES_PER_RUN = 10
 SHOWN = {
@@ -92,6 +95,19 @@ class ConsoleProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.close()
+
+
+class KeepSettings(TrainerCallback):
+    """Writes the settings of `sec-grpo train` beside the run, once it really begins."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            write_settings(Path(args.output_dir) / "config.yaml", self._settings)
 
 
 def quiet_libraries() -> None:
