@@ -29,7 +29,7 @@ def quickstart(
     output_dir: Annotated[Path, typer.Option(help="Folder for logs, models and plots.")] = Path(
         "runs/quickstart"
     ),
-    steps: Annotated[int, typer.Option(min=4, help="GRPO steps of each run.")] = 100,
+    steps: Annotated[int, typer.Option(min=4, help="GRPO steps of each run.")] = 80,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
 ) -> None:
     """Watch a tiny model learn with GRPO: random order against SEC, in under three minutes."""
