@@ -541,6 +541,7 @@ class GRPOTrainer(Trainer):
             "generation_seed": self.generation_seed,
             "generation_batch_size": self.args.generation_batch_size,
             "num_generations": self.args.num_generations,
+            "num_iterations": self.args.num_iterations,
             "updates_per_generation": self.args.updates_per_generation,
         }
 
