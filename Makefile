@@ -6,11 +6,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 ARGS ?=
 
-.PHONY: help quickstart test lint format bench gpu-check wheel clean
+.PHONY: help quickstart test sanitize lint format bench gpu-check wheel clean
 
 help:
 	@echo "make quickstart  watch a tiny model learn: random order against SEC (3 minutes)"
 	@echo "make test        every test"
+	@echo "make sanitize    the C++ tests under ASan, UBSan and TSan"
 	@echo "make lint        ruff, clang-format, mypy"
 	@echo "make format      rewrite the sources as lint wants them"
 	@echo "make bench       microbenchmarks (pytest-benchmark)"
@@ -23,6 +24,12 @@ quickstart: $(VENV)/.built
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+sanitize: $(VENV)/.build-tools
+	for preset in asan-ubsan tsan; do \
+	  PATH=$(CURDIR)/$(BIN):$$PATH cmake --preset $$preset && \
+	  $(BIN)/cmake --build --preset $$preset && $(BIN)/ctest --preset $$preset || exit 1; \
+	done
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks --benchmark-sort=name $(ARGS)
