@@ -33,6 +33,14 @@ def base_model(model: nn.Module) -> Any:
     return model if get is None else get()
 
 
+def decoder(model: nn.Module) -> Any:
+    """The part of the model below the lm_head."""
+    inner = base_model(model)
+    found = inner.get_decoder()
+    # transformers 4.56 gives None for models whose decoder is their base model.
+    return inner.base_model if found is None else found
+
+
 def lm_head(model: nn.Module) -> LMHead:
     """The model's head.
 
@@ -61,8 +69,7 @@ def lm_head(model: nn.Module) -> LMHead:
 
 def completion_hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     """Hidden states (N, D) that predict the completion tokens of a micro-batch."""
-    decoder = base_model(model).get_decoder()
-    output = decoder(
+    output = decoder(model)(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
     )
     return output.last_hidden_state.flatten(0, 1)[inputs["logit_positions"]]
@@ -115,8 +122,7 @@ def check_lm_head(model: nn.Module, input_ids: torch.Tensor) -> None:
     model.eval()
     try:
         logits = inner(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].float()
-        decoder = inner.get_decoder()
-        hidden = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False)
+        hidden = decoder(model)(input_ids=input_ids, attention_mask=mask, use_cache=False)
     finally:
         model.train(was_training)
     head = lm_head(model)
