@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import string
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,3 +108,62 @@ def read_events():
         return [record for record in map(json.loads, lines) if record["event"] == event]
 
     return read
+
+
+def sequence_logprobs(model, prompt, completion, temperature):
+    logits = model(torch.tensor([prompt + completion])).logits[0].float()
+    predictions = logits[len(prompt) - 1 : -1] / temperature
+    logprobs = torch.log_softmax(predictions, -1)
+    return torch.stack([logprobs[t, token] for t, token in enumerate(completion)])
+
+
+def advantages_of(scores, num_generations):
+    out = []
+    for start in range(0, len(scores), num_generations):
+        group = torch.tensor(scores[start : start + num_generations])
+        spread = group.max() - group.min()
+        normalised = (group - group.mean()) / (group.std() + 1e-4)
+        out += (normalised if spread > 0 else torch.zeros(num_generations)).tolist()
+    return out
+
+
+def expected_gradient(model, old_model, ref_model, generation, micro_batches, args, eos):
+    """The gradient of one optimizer step whose micro-batches hold these rows of a generation."""
+    prompts, completions, scores = generation
+    advantages = advantages_of(scores, args.num_generations)
+    model = copy.deepcopy(model)
+    rows = [i for micro in micro_batches for i in micro]
+    left_out = {i for i in rows if args.mask_truncated_completions and completions[i][-1] != eos}
+    step_tokens = sum(len(completions[i]) for i in rows if i not in left_out)
+    loss = torch.zeros(())
+    for micro in micro_batches:
+        micro_tokens = sum(len(completions[i]) for i in micro if i not in left_out)
+        for i in micro:
+            if i in left_out:
+                continue
+            pair = (prompts[i], completions[i], args.temperature)
+            logprobs = sequence_logprobs(model, *pair)
+            with torch.no_grad():
+                old = sequence_logprobs(old_model, *pair)
+                ref = sequence_logprobs(ref_model, *pair)
+            ratio = torch.exp(logprobs - old)
+            clipped = ratio.clamp(1 - args.epsilon, 1 + (args.epsilon_high or args.epsilon))
+            tokens = -torch.minimum(ratio * advantages[i], clipped * advantages[i])
+            tokens = tokens + args.beta * (torch.exp(ref - logprobs) - (ref - logprobs) - 1)
+            denominator = {
+                "dapo": step_tokens,
+                "grpo": len(completions[i]) * len(rows),
+                "dr_grpo": args.max_completion_length * len(rows),
+                "bnpo": micro_tokens * len(micro_batches),
+            }[args.loss_type]
+            loss = loss + tokens.sum() / denominator
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """GRPO written out: log-probabilities, advantages and the gradient of one optimizer step."""
+    return SimpleNamespace(
+        logprobs=sequence_logprobs, advantages=advantages_of, gradient=expected_gradient
+    )

@@ -38,66 +38,11 @@ class Recorder(TrainerCallback):
         self.models.append(copy.deepcopy(model).eval())
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append(flat_gradient(model))
-
-
-def flat_gradient(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
+        self.gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
 
 
 def graded(completions):
     return [sum(c <= "f" for c in text) / (1 + len(text)) for text in completions]
-
-
-def sequence_logprobs(model, prompt, completion, temperature):
-    logits = model(torch.tensor([prompt + completion])).logits[0].float()
-    predictions = logits[len(prompt) - 1 : -1] / temperature
-    logprobs = torch.log_softmax(predictions, -1)
-    return torch.stack([logprobs[t, token] for t, token in enumerate(completion)])
-
-
-def advantages_of(scores):
-    out = []
-    for start in range(0, len(scores), G):
-        group = torch.tensor(scores[start : start + G])
-        spread = group.max() - group.min()
-        normalised = (group - group.mean()) / (group.std() + 1e-4)
-        out += (normalised if spread > 0 else torch.zeros(G)).tolist()
-    return out
-
-
-def expected_gradient(model, old_model, ref_model, generation, micro_batches, args, eos):
-    """The gradient of one optimizer step whose micro-batches hold these rows of a generation."""
-    prompts, completions, scores = generation
-    advantages = advantages_of(scores)
-    model = copy.deepcopy(model)
-    rows = [i for micro in micro_batches for i in micro]
-    left_out = {i for i in rows if args.mask_truncated_completions and completions[i][-1] != eos}
-    step_tokens = sum(len(completions[i]) for i in rows if i not in left_out)
-    loss = torch.zeros(())
-    for micro in micro_batches:
-        micro_tokens = sum(len(completions[i]) for i in micro if i not in left_out)
-        for i in micro:
-            if i in left_out:
-                continue
-            pair = (prompts[i], completions[i], args.temperature)
-            logprobs = sequence_logprobs(model, *pair)
-            with torch.no_grad():
-                old = sequence_logprobs(old_model, *pair)
-                ref = sequence_logprobs(ref_model, *pair)
-            ratio = torch.exp(logprobs - old)
-            clipped = ratio.clamp(1 - args.epsilon, 1 + (args.epsilon_high or args.epsilon))
-            tokens = -torch.minimum(ratio * advantages[i], clipped * advantages[i])
-            tokens = tokens + args.beta * (torch.exp(ref - logprobs) - (ref - logprobs) - 1)
-            denominator = {
-                "dapo": step_tokens,
-                "grpo": len(completions[i]) * len(rows),
-                "dr_grpo": MAX_LENGTH * len(rows),
-                "bnpo": micro_tokens * len(micro_batches),
-            }[args.loss_type]
-            loss = loss + tokens.sum() / denominator
-    loss.backward()
-    return flat_gradient(model)
 
 
 def relative_error(got, expected):
@@ -106,7 +51,7 @@ def relative_error(got, expected):
 
 
 @pytest.fixture
-def run_against_oracle(make_trainer, make_model, tokenizer):
+def run_against_oracle(make_trainer, make_model, tokenizer, oracle):
     """Train and compare every step's gradient; the trainer and its recorder."""
 
     def run(rewards=graded, **options):
@@ -132,7 +77,7 @@ def run_against_oracle(make_trainer, make_model, tokenizer):
             micro_batches = [
                 list(range(i * size, (i + 1) * size)) for i in range(first, first + count)
             ]
-            expected = expected_gradient(
+            expected = oracle.gradient(
                 recorder.models[step],
                 recorder.models[generation * steps * args.num_iterations],
                 initial,
@@ -186,7 +131,7 @@ def test_several_updates_of_a_generation(run_against_oracle, read_events, loss_t
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_kl_term(run_against_oracle, read_events, loss_type):
+def test_kl_term(run_against_oracle, read_events, oracle, loss_type):
     trainer, recorder = run_against_oracle(
         loss_type=loss_type, beta=0.5, max_steps=3, learning_rate=2e-2, temperature=0.7
     )
@@ -197,7 +142,7 @@ def test_kl_term(run_against_oracle, read_events, loss_type):
     terms = []
     with torch.no_grad():
         for pair in zip(prompts, completions, strict=True):
-            delta = sequence_logprobs(first, *pair, 0.7) - sequence_logprobs(model, *pair, 0.7)
+            delta = oracle.logprobs(first, *pair, 0.7) - oracle.logprobs(model, *pair, 0.7)
             terms.append(delta.exp() - delta - 1)
     assert kl[2] == pytest.approx(float(torch.cat(terms).mean()), rel=1e-3)
 
@@ -299,7 +244,7 @@ def test_all_completions_masked_is_a_zero_step(make_trainer, tokenizer):
     assert float(recorder.gradients[0].abs().max()) == 0.0
 
 
-def test_hand_advantages_are_the_trainers():
+def test_hand_advantages_are_the_trainers(oracle):
     scores = [0.1, 0.4, 0.4, 0.9, 0.3, 0.3, 0.3, 0.3]
     ours = group_advantages(torch.tensor(scores), num_generations=G).advantages
-    torch.testing.assert_close(ours, torch.tensor(advantages_of(scores)))
+    torch.testing.assert_close(ours, torch.tensor(oracle.advantages(scores, G)))

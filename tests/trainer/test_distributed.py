@@ -1,0 +1,178 @@
+"""Two processes with gloo: one curriculum, one gradient, one end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sec_grpo.tiny import character_tokenizer, tiny_qwen2
+from sec_grpo.trainer.checkpoint import verify
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+SCENARIOS = (
+    "train",
+    "resume",
+    "evaluate",
+    "failing",
+    "failing_evaluation",
+    "signalled",
+    "unequal_feedback",
+)
+
+pytestmark = pytest.mark.slow
+
+
+def launch(command, folder):
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """name -> what each of the two processes saw."""
+    folder = tmp_path_factory.mktemp("distributed")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch([*torchrun, str(WORKER), str(folder), *SCENARIOS], folder)
+    launch([str(WORKER), str(folder), "one_process", "one_process_midway"], folder)
+    found = {"folder": folder}
+    for name in SCENARIOS:
+        files = [folder / f"{name}_{rank}.pt" for rank in (0, 1)]
+        found[name] = [torch.load(file, weights_only=False) for file in files]
+    for name in ("one_process", "one_process_midway"):
+        found[name] = torch.load(folder / f"{name}_0.pt", weights_only=False)
+    return found
+
+
+def assert_same_weights(a, b):
+    for name in a["weights"]:
+        assert torch.equal(a["weights"][name], b["weights"][name]), name
+
+
+def test_processes_stay_equal(results):
+    one, two = results["train"]
+    assert one["step"] == two["step"] == 4
+    assert one["curriculum"] == two["curriculum"]
+    assert_same_weights(one, two)
+    assert one["generations"][0][1] != two["generations"][0][1]
+
+
+def test_gradient_is_that_of_the_union(results, oracle):
+    one, two = results["train"]
+    args = SimpleNamespace(
+        num_generations=4,
+        max_completion_length=5,
+        mask_truncated_completions=False,
+        temperature=1.0,
+        epsilon=0.2,
+        epsilon_high=None,
+        beta=0.0,
+        loss_type="dapo",
+    )
+    tokenizer = character_tokenizer("abcdefgh")
+
+    def model_with(state):
+        model = tiny_qwen2(tokenizer, hidden_size=16, num_hidden_layers=1, intermediate_size=16)
+        model.load_state_dict(state)
+        return model.eval()
+
+    losses = [event["loss"] for event in one["log"] if "loss" in event]
+    assert losses == [event["loss"] for event in two["log"] if "loss" in event]
+    for step in range(4):
+        generation = step // 2
+        union = tuple(
+            a + b
+            for a, b in zip(
+                one["generations"][generation], two["generations"][generation], strict=True
+            )
+        )
+        model = model_with(one["models"][step])
+        old = model_with(one["models"][2 * generation])
+        expected = oracle.gradient(model, old, old, union, [list(range(12))], args, 1)
+        assert expected.norm() > 1e-4
+        for rank in (one, two):
+            error = (rank["gradients"][step] - expected).norm() / expected.norm()
+            assert error < 2e-5
+        if step % 2 == 0:  # on-policy the loss is the mean of -A over the tokens
+            advantages = oracle.advantages(union[2], 4)
+            lengths = [len(ids) for ids in union[1]]
+            pairs = zip(advantages, lengths, strict=True)
+            mean = -sum(a * n for a, n in pairs) / sum(lengths)
+            assert losses[step] == pytest.approx(mean, abs=1e-5)
+
+
+def test_resume_midway(results):
+    for rank in (0, 1):
+        assert_same_weights(results["train"][rank], results["resume"][rank])
+        assert results["resume"][rank]["curriculum"] == results["train"][rank]["curriculum"]
+        assert results["resume"][rank]["generations"] == []
+
+
+def test_one_process_continues_two(results):
+    one = results["one_process"]
+    assert one["step"] == 4
+    # The same prompts are drawn; the completions are sampled with other seeds.
+    prompts = [ids for rank in results["train"] for ids in rank["generations"][1][0]]
+    assert one["generations"][0][0] == prompts
+    error = results["one_process_midway"]["error"]
+    assert "was saved by 2 processes in the middle of a generation batch" in error
+
+
+def test_checkpoints_are_written_once_and_whole(results):
+    folder = results["folder"] / "train"
+    assert sorted(p.name for p in folder.glob("*check*")) == [
+        f"checkpoint-{n}" for n in (1, 2, 3, 4)
+    ]
+    for checkpoint in folder.glob("checkpoint-*"):
+        verify(checkpoint)
+    assert len(list((folder / "checkpoint-3").glob("rollouts_*.pt"))) == 2
+    assert not list((folder / "checkpoint-2").glob("rollouts_*.pt"))
+
+
+def test_evaluation_covers_each_row_once(results):
+    one, two = results["evaluate"]
+    assert sorted(one["seen"] + two["seen"]) == [0, 1, 2, 3, 4]
+    assert one["seen"] == [0, 2, 4]
+    for metrics in (one["metrics"], two["metrics"]):
+        assert metrics["eval_reward"] == 2.0
+        assert metrics["eval_reward/0"] == 2.0
+        assert metrics["eval_reward/1"] == 2.0
+
+
+def test_failure_in_one_process_stops_both(results):
+    one, two = results["failing"]
+    assert "failed on another process" in one["error"]
+    assert "raised KeyError: 'broken'" in two["error"]
+    assert one["step"] == two["step"] == 2
+    verify(results["folder"] / "failing" / "checkpoint-2")
+    one, two = results["failing_evaluation"]
+    assert "raised KeyError: 'broken'" in one["error"]
+    assert "failed on another process" in two["error"]
+    assert one["step"] == two["step"] == 1
+    verify(results["folder"] / "failing_evaluation" / "checkpoint-1")
+
+
+def test_signal_to_one_process_stops_both(results):
+    assert results["signalled"] == [{"stopped": True, "step": 3}] * 2
+    verify(results["folder"] / "signalled" / "checkpoint-3")
+
+
+def test_differing_curricula_are_noticed(results):
+    for rank in (0, 1):
+        assert (
+            "the curriculum's Q differs between the processes"
+            in (results["unequal_feedback"][rank]["error"])
+        )

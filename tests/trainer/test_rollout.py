@@ -1,0 +1,197 @@
+"""Sampling: our settings alone, padding without effect, seeds by counters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+from sec_grpo.trainer.policy import completion_logprobs
+from sec_grpo.trainer.rollout import Rollouts, derive_seed, sample_completions
+
+PROMPTS = [[3, 4], [5], [6, 7, 8, 9, 10], [3, 4, 5]]
+
+
+def greedy(**changes):
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    return GenerationConfig(**{**options, **changes})
+
+
+def sampling(**changes):
+    return greedy(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, **changes)
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=16, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.4
+    )
+    config.bos_token_id = config.eos_token_id = None
+    return GPT2LMHeadModel(config)
+
+
+@pytest.fixture(params=["qwen2", "gpt2"])
+def model(request, make_model):
+    return make_model(num_hidden_layers=2) if request.param == "qwen2" else gpt2()
+
+
+def manual_greedy(model, prompt, length):
+    """Without cache, padding or batch."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(length):
+            ids.append(int(model.eval()(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_left_padding_changes_nothing(model):
+    together = sample_completions(model, PROMPTS, greedy(), seed=0)
+    assert together == [manual_greedy(model, prompt, 8) for prompt in PROMPTS]
+    for size in (1, 3):
+        assert sample_completions(model, PROMPTS, greedy(), seed=0, batch_size=size) == together
+    assert len({tuple(ids) for ids in together}) > 1
+
+
+def test_update_layout_gives_the_sampling_logprobs(model):
+    """Right-padded, packed log-probabilities are those of the sampled tokens one by one."""
+    completions = sample_completions(model, PROMPTS, sampling(), seed=1)
+    completions = [ids[: 2 + i] for i, ids in enumerate(completions)]
+    rollouts = Rollouts(
+        PROMPTS, completions, advantages=torch.zeros(4), in_loss=torch.ones(4, dtype=torch.bool)
+    )
+    inputs = rollouts.inputs([2, 0, 3, 1], pad_token_id=0)
+    expected = []
+    with torch.no_grad():
+        for i in (2, 0, 3, 1):
+            ids = PROMPTS[i] + completions[i]
+            logprobs = (model.eval()(torch.tensor([ids])).logits[0] / 0.7).log_softmax(-1)
+            expected += [
+                logprobs[len(PROMPTS[i]) - 1 + t, token] for t, token in enumerate(completions[i])
+            ]
+        for fused in (True, False):
+            got, entropy = completion_logprobs(model, inputs, 0.7, fused_lm_head=fused)
+            torch.testing.assert_close(got, torch.stack(expected), rtol=1e-4, atol=1e-5)
+            assert entropy.shape == got.shape
+    assert inputs["cu_seqlens"].tolist() == [0, 4, 6, 11, 14]
+
+
+def test_models_own_settings_are_ignored(model):
+    plain = sample_completions(model, PROMPTS * 4, sampling(), seed=2)
+    own = GenerationConfig(
+        top_k=1,
+        temperature=0.01,
+        repetition_penalty=5.0,
+        suppress_tokens=[5, 6, 7],
+        min_new_tokens=3,
+        eos_token_id=3,
+    )
+    model.generation_config = own
+    assert sample_completions(model, PROMPTS * 4, sampling(), seed=2) == plain
+    assert model.generation_config is own
+    # The settings have an effect where they are ours.
+    assert sample_completions(model, PROMPTS * 4, sampling(suppress_tokens=[6]), seed=2) != plain
+
+
+def test_seed_decides_and_global_state_is_kept(model):
+    model.train()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = sample_completions(model, PROMPTS, sampling(), seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training
+    assert sample_completions(model, PROMPTS, sampling(), seed=3) == first
+    assert sample_completions(model, PROMPTS, sampling(), seed=4) != first
+
+
+def test_sampling_frequencies(make_model):
+    """3000 first tokens against the softmax; fails by chance less than once in 10^6."""
+    model = make_model()
+    prompt = [4, 9, 5]
+    with torch.no_grad():
+        expected = (model.eval()(torch.tensor([prompt])).logits[0, -1] / 1.3).softmax(-1)
+    config = greedy(do_sample=True, temperature=1.3, top_p=1.0, top_k=0, max_new_tokens=1)
+    tokens = sample_completions(model, [prompt] * 3000, config, seed=0)
+    counts = torch.bincount(torch.tensor(tokens).flatten(), minlength=len(expected))
+    deviation = (counts / 3000 - expected).abs()
+    assert (deviation < 6 * (expected * (1 - expected) / 3000).sqrt() + 1e-3).all()
+    assert expected.max() < 0.99
+
+
+def test_end_tokens(make_model):
+    model = make_model()
+    free = sample_completions(model, PROMPTS * 8, sampling(), seed=6)
+    assert {len(ids) for ids in free} == {8}
+
+    def cut(ids, ends):
+        found = [t + 1 for t, token in enumerate(ids) if token in ends]
+        return ids[: found[0]] if found else ids
+
+    one = sample_completions(model, PROMPTS * 8, sampling(eos_token_id=5), seed=6)
+    several = sample_completions(model, PROMPTS * 8, sampling(eos_token_id=[5, 3, 8]), seed=6)
+    for ids, ends in ((one, {5}), (several, {5, 3, 8})):
+        for completion in ids:
+            assert cut(completion, ends) == completion
+            assert completion[-1] in ends or len(completion) == 8
+        assert any(len(completion) < 8 for completion in ids)
+
+
+def test_padding_token_can_be_sampled(make_model):
+    """Where the padding token is an ordinary one, it is kept inside completions."""
+    model = make_model()
+    config = sampling(eos_token_id=5)
+    config.pad_token_id = 4
+    ids = sample_completions(model, [[4]] * 64, config, seed=0)
+    assert any(4 in completion for completion in ids)
+    assert all(completion[-1] == 5 or len(completion) == 8 for completion in ids)
+
+
+def test_end_tokens_of_the_model_reach_the_metrics(make_trainer, make_model, read_events):
+    from sec_grpo.tiny import character_tokenizer
+
+    tokenizer = character_tokenizer("abcdefghijkl>")
+    model = make_model()
+    model.generation_config.eos_token_id = [1, 5]
+    trainer = make_trainer(model=model, max_steps=1, per_device_train_batch_size=32)
+    trainer.train()
+    with_two = read_events(trainer.args.output_dir, "step")[0]["completions/clipped_ratio"]
+    assert with_two < 1
+
+    tokenizer.eos_token = None
+    model = make_model()
+    model.generation_config.eos_token_id = None
+    trainer = make_trainer(
+        model=model, processing_class=tokenizer, max_steps=1, per_device_train_batch_size=32
+    )
+    trainer.train()
+    event = read_events(trainer.args.output_dir, "step")[0]
+    assert event["completions/clipped_ratio"] == 1.0
+    assert event["completions/mean_length"] == event["completions/max_length"] == 6.0
+
+
+def test_derived_seeds_differ():
+    seeds = {
+        derive_seed(seed, stream, step, rank)
+        for seed in (0, 1)
+        for stream in ("rollout", "update", "evaluation")
+        for step in range(50)
+        for rank in range(4)
+    }
+    assert len(seeds) == 2 * 3 * 50 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(0, "rollout", 0, 0) == derive_seed(0, "rollout", 0, 0)
+
+
+def test_learnable_rows():
+    rollouts = Rollouts(
+        [[3]] * 4,
+        [[3, 4], [3], [3, 4, 5], [3]],
+        advantages=torch.tensor([0.0, 1.0, -1.0, 0.0]),
+        in_loss=torch.tensor([True, False, True, True]),
+    )
+    assert rollouts.learnable(slice(0, 4), skip_zero_advantages=True) == [2]
+    assert rollouts.learnable(slice(0, 4), skip_zero_advantages=False) == [0, 2, 3]
+    # None is left: the shortest is run for the collectives, and does not count.
+    assert rollouts.learnable(slice(0, 2), skip_zero_advantages=True) == [1]
+    assert not rollouts.inputs([1], 0)["in_loss"]
+    assert rollouts.num_tokens(slice(0, 4)) == 6
