@@ -15,7 +15,7 @@ from sec_grpo.trainer.policy import base_model
 def derive_seed(seed: int, stream: str, *counters: int) -> int:
     """A 63-bit seed from a counter, so that resuming needs no saved generator state."""
     words = [seed & 0xFFFFFFFF, *stream.encode(), *counters]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
 
 
 @torch.no_grad()
