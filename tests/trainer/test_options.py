@@ -1,0 +1,103 @@
+"""Options of transformers' Trainer that the GRPO step has to live with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sec_grpo import Curriculum, Random
+
+
+def weights(trainer):
+    return torch.cat([p.detach().float().flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("fused_lm_head", [True, False])
+def test_bf16(make_trainer, read_events, tmp_path, fused_lm_head):
+    """bf16 autocast follows float32 training closely, and is not the same."""
+    options = {"max_steps": 1, "fused_lm_head": fused_lm_head, "max_grad_norm": 0.0}
+    trainer = make_trainer(bf16=True, beta=0.1, num_iterations=2, **{**options, "max_steps": 3})
+    trainer.train()
+    assert trainer.model.dtype == torch.float32
+    assert torch.isfinite(weights(trainer)).all()
+    events = read_events(tmp_path / "run", "step")
+    assert events[0]["ratio/mean"] == pytest.approx(1.0, abs=0.02)
+    assert 0 < events[0]["grad_norm"] < 100
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(make_trainer, tmp_path, reentrant):
+    options = {"max_steps": 2, "learning_rate": 1e-2}
+    plain = make_trainer(output_dir=str(tmp_path / "plain"), **options)
+    plain.train()
+    saving = make_trainer(
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+        **options,
+    )
+    saving.train()
+    torch.testing.assert_close(weights(saving), weights(plain), rtol=1e-4, atol=1e-6)
+
+
+def test_low_precision_model(make_trainer, make_model):
+    trainer = make_trainer(model=make_model().to(torch.bfloat16), max_steps=2, learning_rate=1e-2)
+    before = weights(trainer)
+    trainer.train()
+    assert trainer.model.dtype == torch.bfloat16
+    assert torch.isfinite(weights(trainer)).all()
+    assert not torch.equal(weights(trainer), before)
+
+
+@pytest.mark.parametrize("loss_type", ["cispo", "dapo"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_other_losses(make_trainer, read_events, tmp_path, loss_type, level):
+    trainer = make_trainer(
+        loss_type=loss_type,
+        importance_sampling_level=level,
+        num_iterations=2,
+        scale_rewards="batch",
+        max_steps=4,
+        learning_rate=1e-2,
+    )
+    trainer.train()
+    events = read_events(tmp_path / "run", "step")
+    assert events[1]["ratio/max"] > 1.0
+    assert all(event["grad_norm"] > 0 for event in events)
+
+
+def test_epochs(make_trainer):
+    """24 prompts, 2 of them a step: one epoch is 12 steps."""
+    trainer = make_trainer(max_steps=-1, num_train_epochs=0.5, curriculum=None)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert trainer.state.epoch == 0.5
+    assert trainer.curriculum.metrics()["epochs"] == 0.5
+
+
+def test_given_curriculum_and_name(make_trainer):
+    rows = [{"prompt": "abc", "level": i % 2} for i in range(8)]
+    curriculum = Curriculum([i % 2 for i in range(8)], Random(), seed=11)
+    trainer = make_trainer(train_dataset=rows, category="level", curriculum=curriculum)
+    trainer.train()
+    assert trainer.curriculum is curriculum
+    assert curriculum.step == 2
+    named = make_trainer(curriculum={"name": "sec", "temperature": 0.2}, category=None)
+    assert named.curriculum.strategy.parameters()["temperature"] == 0.2
+    assert named.curriculum.arms == ("all",)
+    ordered = make_trainer(curriculum="ordered", max_steps=5, num_iterations=2)
+    assert ordered.curriculum.strategy.parameters()["steps"] == 3
+
+
+def test_model_by_path(make_trainer, make_model, tokenizer, tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    trainer = make_trainer(
+        model=str(tmp_path / "model"),
+        processing_class=None,
+        model_init_kwargs={"dtype": "float32"},
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+    trainer.save_model()
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "tokenizer.json").is_file()

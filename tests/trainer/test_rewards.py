@@ -1,0 +1,145 @@
+"""Reward functions in TRL's signature, as the trainer calls them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sec_grpo.errors import RewardError
+from sec_grpo.tiny import character_tokenizer
+from sec_grpo.trainer.rewards import RewardFunctions
+
+CALL = {
+    "prompts": ["p", "q"],
+    "completions": ["ab", "c"],
+    "completion_ids": [[1, 2], [3]],
+    "columns": {"answer": [7, 8]},
+}
+
+
+def ones(completions, **columns):
+    return [1.0] * len(completions)
+
+
+def lengths(completions, **columns):
+    return [len(text) for text in completions]
+
+
+def odd_only(answer, **columns):
+    return [10.0 if value % 2 else None for value in answer]
+
+
+def test_weighted_sum_of_those_that_apply():
+    rewards = RewardFunctions([ones, lengths, odd_only], [1.0, 0.5, 2.0])
+    total, each = rewards(**CALL)
+    assert total.tolist() == [1.0 + 0.5 * 2 + 2.0 * 10, 1.0 + 0.5 * 1]
+    np.testing.assert_array_equal(each, [[1, 2, 10], [1, 1, np.nan]])
+    assert rewards.names == ["ones", "lengths", "odd_only"]
+
+
+def test_none_of_a_row():
+    with pytest.raises(RewardError, match="returned None for completion 1: at least one"):
+        RewardFunctions(odd_only, None)(**CALL)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([1.0, 2.0]),
+        np.array([1, 2], dtype=np.int32),
+        torch.tensor([1.0, 2.0]),
+        [torch.tensor(1.0), np.float32(2.0)],
+        (1, 2),
+        [True, np.int64(2)],
+    ],
+    ids=str,
+)
+def test_accepted_forms(value):
+    total, _ = RewardFunctions(lambda **_: value, None)(**CALL)
+    assert total.tolist() == [1.0, 2.0]
+
+
+def test_names_are_unique():
+    class Judge:
+        def __call__(self, **columns):
+            return [0.0, 0.0]
+
+    rewards = RewardFunctions([ones, ones, Judge(), Judge(), ones], None)
+    assert rewards.names == ["ones", "ones_2", "Judge", "Judge_2", "ones_3"]
+
+
+def test_signature(make_trainer, read_events):
+    """What the trainer hands over: TRL's arguments and every column, unchanged."""
+    calls = []
+    marker = {"nested": [1, {"x": 2}]}
+
+    def reward(prompts, completions, completion_ids, answer, meta, trainer_state, log_metric, **k):
+        calls.append((prompts, completions, completion_ids, answer, meta, dict(k)))
+        assert trainer_state.max_steps == 2 or not completion_ids[0]
+        if completion_ids[0]:
+            log_metric("my/steps", float(trainer_state.global_step))
+        return [float(len(ids)) for ids in completion_ids]
+
+    data = [{"prompt": "ab", "difficulty": i % 2, "answer": i, "meta": marker} for i in range(6)]
+    trainer = make_trainer(reward_funcs=reward, train_dataset=data)
+    trainer.train()
+    check, first, second = calls
+    assert check[1:3] == ([""] * 4, [[]] * 4)
+    for prompts, completions, ids, answers, metas, others in (first, second):
+        assert prompts == ["ab"] * 8
+        assert all(meta == marker for meta in metas)
+        assert answers[:4] == [answers[0]] * 4
+        assert answers[4:] == [answers[4]] * 4
+        assert sorted(others) == ["difficulty"]
+        assert [a % 2 for a in answers] == others["difficulty"]
+        texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
+        assert completions == texts
+    assert [e["my/steps"] for e in read_events(trainer.args.output_dir, "step")] == [0.0, 1.0]
+
+
+def test_columns_that_some_rows_lack(make_trainer):
+    seen = []
+
+    def reward(completions, hint, **columns):
+        seen.extend(hint)
+        return [0.0] * len(completions)
+
+    data = [{"prompt": "ab", "difficulty": 0}, {"prompt": "cd", "difficulty": 0, "hint": "h"}]
+    make_trainer(reward_funcs=reward, train_dataset=data).train()
+    assert set(seen) == {None, "h"}
+
+
+def test_chat_prompts_get_chat_completions(make_trainer):
+    seen = []
+    tokenizer = character_tokenizer("abcdefghijkl>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}>"
+
+    def reward(prompts, completions, **columns):
+        seen.append((prompts[0], completions[0]))
+        return [float(len(c[0]["content"])) for c in completions]
+
+    chat = [{"role": "user", "content": "abc"}]
+    data = [{"prompt": chat, "difficulty": 0}] * 2
+    make_trainer(reward_funcs=reward, train_dataset=data, processing_class=tokenizer).train()
+    for prompt, completion in seen:
+        assert prompt == chat
+        assert [m["role"] for m in completion] == ["assistant"]
+        assert isinstance(completion[0]["content"], str)
+
+
+def test_metrics_of_several_functions(make_trainer, read_events):
+    def sometimes(completions, answer, **columns):
+        return [1.0 if a % 2 else None for a in answer]
+
+    trainer = make_trainer(
+        reward_funcs=[lengths, sometimes, lengths], reward_weights=[1.0, 3.0, 0.0], max_steps=3
+    )
+    trainer.train()
+    for event in read_events(trainer.args.output_dir, "step"):
+        mean = event["rewards/lengths/mean"]
+        assert event["rewards/lengths_2/mean"] == mean
+        if "rewards/sometimes/mean" in event:
+            assert event["rewards/sometimes/mean"] == 1.0
+            assert event["rewards/sometimes/std"] == 0.0
+        assert mean <= event["reward"] <= mean + 3.0
