@@ -50,7 +50,7 @@ def main() -> None:
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print_table(result["runs"])
+    print(table(result["runs"]))
 
 
 def run(seed: int, steps: int, folder: Path) -> dict[str, Any]:
@@ -63,9 +63,9 @@ def run(seed: int, steps: int, folder: Path) -> dict[str, Any]:
     return json.loads((target / "report" / "summary.json").read_text())
 
 
-def print_table(runs: list[dict[str, Any]]) -> None:
+def table(runs: list[dict[str, Any]]) -> str:
     """Mean and range over the seeds, as Markdown."""
-    print("| | levels 2-16 | held out 18, 20 | dead groups | seconds |\n|---|---|---|---|---|")
+    lines = ["| | levels 2-16 | held out 18, 20 | dead groups | seconds |", "|---|---|---|---|---|"]
     first = [r for r in runs if r["strategy"] == runs[0]["strategy"]]
     rows = {"before": [(r["before"], None, None) for r in first]}
     for name in dict.fromkeys(r["strategy"] for r in runs):
@@ -76,7 +76,8 @@ def print_table(runs: list[dict[str, Any]]) -> None:
         for column, digits in ((1, 2), (2, 0)):
             numbers = [value[column] for value in values if value[column] is not None]
             cells.append(spread(numbers, digits) if numbers else "-")
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def spread(numbers: list[float], digits: int) -> str:

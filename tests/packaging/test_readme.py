@@ -36,6 +36,18 @@ def test_linked_files_exist() -> None:
         assert (ROOT / link).is_file(), link
 
 
+def test_the_quick_start_table_is_the_measured_one() -> None:
+    script = ROOT / "benchmarks" / "quickstart_seeds.py"
+    code = (
+        "import json, quickstart_seeds as q; "
+        "print(q.table(json.loads(q.RESULT.read_text())['runs']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=script.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() in README
+
+
 def test_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
