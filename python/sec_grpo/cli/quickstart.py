@@ -33,14 +33,15 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
 ) -> None:
     """Watch a tiny model learn with GRPO: random order against SEC, in under three minutes."""
+    started = time.perf_counter()
+    console = Console()
+    console.print("A tiny model learns to sort letters: dacb> abcd", style="bold")
+    # Below the first line: importing takes seconds.
     from sec_grpo import SEC, Random
     from sec_grpo.cli.callbacks import quiet_libraries
     from sec_grpo.cli.report import show_report
 
-    started = time.perf_counter()
-    console = Console()
     quiet_libraries()
-    console.print("A tiny model learns to sort letters: dacb> abcd", style="bold")
     model, tokenizer = warm_start(output_dir / "warm_start", seed, console)
     runs = {"random": Random(), "sec": SEC(alpha=0.5, temperature=TEMPERATURE_OF_SEC)}
     for name, strategy in runs.items():
@@ -88,6 +89,7 @@ def warm_start(output_dir: Path, seed: int, console: Console) -> tuple[Any, Any]
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        dataloader_pin_memory=False,
         seed=seed,
     )
     trainer = Trainer(
