@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.trainer_utils import get_last_checkpoint
 
 from sec_grpo.errors import CheckpointError
 
@@ -137,6 +138,41 @@ def publish(staged: Path, final: Path) -> None:
     os.replace(staged, final)
     _fsync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def find(output_dir: Path, resume_from_checkpoint: str | bool | None) -> Path | None:
+    """The verified checkpoint that Trainer's argument names; True is the last in `output_dir`.
+
+    Raises:
+        CheckpointError: there is none, or it is not whole.
+    """
+    if resume_from_checkpoint is None or resume_from_checkpoint is False:
+        return None
+    if resume_from_checkpoint is True:
+        last = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+        if last is None:
+            raise CheckpointError(
+                f"{output_dir} holds no checkpoint to resume from; start without resuming, or "
+                "name the checkpoint folder"
+            )
+        resume_from_checkpoint = last
+    path = Path(str(resume_from_checkpoint))
+    verify(path)
+    return path
+
+
+def check_layout(path: Path, saved: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Compare what must not change between the parts of a run.
+
+    Raises:
+        CheckpointError: it has changed.
+    """
+    for name, value in mine.items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"{path} was trained with {name}={saved.get(name)!r}, now it is {value!r}; set it "
+                "back to continue the run, or start a new one from the checkpoint's weights"
+            )
 
 
 def verify(directory: Path) -> None:

@@ -32,7 +32,7 @@ from transformers import (
     TrainerState,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from sec_grpo.curriculum import Curriculum, Strategy
@@ -192,12 +192,20 @@ class GRPOTrainer(Trainer):
 
     # ---- Set-up -------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader:
-        """A clock with one tick per micro-batch; one epoch draws as many prompts as there are."""
+    def _updates_per_epoch(self) -> int:
+        """Optimizer steps in which as many prompts are drawn as there are, rounded up."""
         generations = math.ceil(len(self._prompts) / self.args.num_prompts)
-        ticks = (
-            generations * self.args.updates_per_generation * self.args.gradient_accumulation_steps
-        )
+        return generations * self.args.updates_per_generation
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * self._updates_per_epoch())
+
+    def get_train_dataloader(self) -> DataLoader:
+        """A clock with one tick per micro-batch."""
+        ticks = self._updates_per_epoch() * self.args.gradient_accumulation_steps
         return DataLoader(range(ticks), batch_size=1, sampler=SequentialSampler(range(ticks)))  # type: ignore[arg-type]
 
     # ---- Training -----------------------------------------------------------------------------
@@ -217,7 +225,7 @@ class GRPOTrainer(Trainer):
         if self.args.should_save:
             checkpoints.recover(Path(self.args.output_dir))
         self.accelerator.wait_for_everyone()
-        path = self._resume_path(resume_from_checkpoint)
+        path = checkpoints.find(Path(self.args.output_dir), resume_from_checkpoint)
         if self.args.check_reward_funcs:
             self._collector.check_reward_funcs(self._prompts, self._rewards, self.state)
             if self._eval_prompts is not None:
@@ -228,7 +236,7 @@ class GRPOTrainer(Trainer):
             self._load_own_state(path)
         config = {name: getattr(self.args, name) for name in GRPOConfig.names()}
         step = 0 if path is None else self._load_trainer_state(path)
-        if path is not None and 0 < self.args.max_steps <= step:
+        if path is not None and step >= self._total_steps():
             # Trainer would take one more step before it looked.
             self._load_from_checkpoint(str(path))
             logger.warning("%s is the end of the run already: nothing to train", path)
@@ -545,23 +553,6 @@ class GRPOTrainer(Trainer):
             "updates_per_generation": self.args.updates_per_generation,
         }
 
-    def _resume_path(self, resume_from_checkpoint: str | bool | None) -> Path | None:
-        """The checkpoint to resume from, verified, or None."""
-        if resume_from_checkpoint is None or resume_from_checkpoint is False:
-            return None
-        if resume_from_checkpoint is True:
-            output_dir = self.args.output_dir
-            last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-            if last is None:
-                raise CheckpointError(
-                    f"{output_dir} holds no checkpoint to resume from; start without resuming, or "
-                    "name the checkpoint folder"
-                )
-            resume_from_checkpoint = last
-        path = Path(str(resume_from_checkpoint))
-        checkpoints.verify(path)
-        return path
-
     def _load_own_state(self, path: Path) -> None:
         state = checkpoints.load_state(path)
         if state["save_only_model"]:
@@ -569,13 +560,7 @@ class GRPOTrainer(Trainer):
                 f"{path} was saved with save_only_model=True and has no optimizer state to resume "
                 "from; start a new run from its weights"
             )
-        for name, mine in self._layout().items():
-            saved = state["layout"].get(name)
-            if saved != mine:
-                raise CheckpointError(
-                    f"{path} was trained with {name}={saved!r}, now it is {mine!r}; set it back to "
-                    "continue the run, or start a new one from the checkpoint's weights"
-                )
+        checkpoints.check_layout(path, state["layout"], self._layout())
         rollouts = checkpoints.load_rollouts(path, self.args.process_index, self.args.world_size)
         try:
             self.curriculum.load_state_dict(state["curriculum"])
