@@ -14,12 +14,15 @@ def weights(trainer):
 
 @pytest.mark.parametrize("fused_lm_head", [True, False])
 def test_bf16(make_trainer, read_events, tmp_path, fused_lm_head):
-    """bf16 autocast follows float32 training closely, and is not the same."""
-    options = {"max_steps": 1, "fused_lm_head": fused_lm_head, "max_grad_norm": 0.0}
-    trainer = make_trainer(bf16=True, beta=0.1, num_iterations=2, **{**options, "max_steps": 3})
+    """The same policy samples and is updated: the first ratio is 1 up to bf16 rounding."""
+    trainer = make_trainer(
+        bf16=True, beta=0.1, num_iterations=2, max_steps=3, fused_lm_head=fused_lm_head
+    )
+    before = weights(trainer)
     trainer.train()
     assert trainer.model.dtype == torch.float32
     assert torch.isfinite(weights(trainer)).all()
+    assert not torch.equal(weights(trainer), before)
     events = read_events(tmp_path / "run", "step")
     assert events[0]["ratio/mean"] == pytest.approx(1.0, abs=0.02)
     assert 0 < events[0]["grad_norm"] < 100

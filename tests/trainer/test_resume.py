@@ -86,9 +86,9 @@ def make_run(make_trainer, tokenizer, tmp_path):
             ]
         options.setdefault("save_strategy", "steps")
         options.setdefault("save_steps", 3)
+        options.setdefault("max_steps", 6)
         return make_trainer(
             output_dir=str(tmp_path / folder),
-            max_steps=6,
             learning_rate=1e-2,
             curriculum=SEC(alpha=0.5, temperature=0.3),
             **options,
@@ -178,13 +178,29 @@ def test_lora_resumes(make_run, tmp_path, read_events):
     assert without_times(read_events(tmp_path / "parts", "step")) == expected
 
 
-def test_finished_run_takes_no_step(make_run, tmp_path):
-    first = make_run("plain", "run")
+@pytest.mark.parametrize("length", [{}, {"max_steps": -1, "num_train_epochs": 0.5}])
+def test_finished_run_takes_no_step(make_run, tmp_path, length):
+    first = make_run("plain", "run", **length)
     first.train()
-    again = make_run("plain", "run")
+    again = make_run("plain", "run", **length)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6
     assert_same_weights(weights(first), weights(again))
+
+
+def test_what_evaluation_draws_leaves_dropout_alone(make_run):
+    def reward(completions, **columns):
+        return torch.rand(len(completions)).tolist()
+
+    plain = make_run("dropout", "plain")
+    plain.train()
+    rows = [{"prompt": "ab", "difficulty": 0}] * 3
+    options = {"eval_strategy": "steps", "eval_steps": 1}
+    evaluated = make_run(
+        "dropout", "evaluated", eval_dataset=rows, eval_reward_funcs=reward, **options
+    )
+    evaluated.train()
+    assert_same_weights(weights(plain), weights(evaluated))
 
 
 def test_save_only_model_cannot_be_resumed(make_run, tmp_path):
