@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sec_grpo.curriculum import Curriculum
-from sec_grpo.report import MetricsWriter
-
-METRICS_FILE = "metrics.jsonl"
-SCHEMA = 1
+from sec_grpo.report.log import LOG_NAME, SCHEMA, MetricsWriter
 
 
 class RunRecorder:
@@ -21,7 +18,7 @@ class RunRecorder:
     """
 
     def __init__(self, output_dir: str, curriculum: Curriculum, *, enabled: bool) -> None:
-        self._path = Path(output_dir) / METRICS_FILE
+        self._path = Path(output_dir) / LOG_NAME
         self._curriculum = curriculum
         self._enabled = enabled
         self._writer: MetricsWriter | None = None
