@@ -304,6 +304,10 @@ def test_the_authors_files(sec_data, name, rows, columns):
         ({"data_source": "countdown-very_hard-test"}, "countdown"),
         ({"task": "sort", "data_source": "countdown-easy-train"}, "sort"),
         ({"task": None, "data_source": "countdown-easy-train"}, "countdown"),
+        ("math_train", "math"),
+        ("test_math", "math"),
+        ("test_amc", "math"),
+        ("test_aime", "math"),
     ],
 )
 def test_task_of(row, name):
@@ -312,7 +316,8 @@ def test_task_of(row, name):
 
 def test_task_of_what_nobody_verifies():
     with pytest.raises(
-        ValueError, match=r"no registered task verifies 'zebra-easy-test'\. Known: countdown, sort"
+        ValueError,
+        match=r"no registered task verifies 'zebra-easy-test'\. Known: countdown, math, sort",
     ):
         task_of("zebra-easy-test")
     with pytest.raises(ValueError, match=r"needs a column 'task' or 'data_source'.* Got: prompt"):

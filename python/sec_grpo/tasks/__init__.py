@@ -24,6 +24,7 @@ __all__ = [
 
 _registry: dict[str, str | type[Task] | Task] = {
     "countdown": "sec_grpo.tasks.countdown:CountdownTask",
+    "math": "sec_grpo.tasks.mathematics:MathTask",
     "sort": "sec_grpo.tasks.sort:SortTask",
 }
 
