@@ -46,7 +46,7 @@ def tiny_qwen2(
     num_hidden_layers: int = 3,
     num_attention_heads: int = 4,
     intermediate_size: int = 288,
-    max_position_embeddings: int = 4096,
+    max_position_embeddings: int = 32768,
     seed: int = 0,
 ) -> Qwen2ForCausalLM:
     """A randomly initialised model of the Qwen2 architecture for `tokenizer`'s vocabulary.
