@@ -11,11 +11,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sec_grpo.curriculum import DUMP as DUMP
     from sec_grpo.curriculum import SEC as SEC
+    from sec_grpo.curriculum import TSCL as TSCL
     from sec_grpo.curriculum import Curriculum as Curriculum
+    from sec_grpo.curriculum import Learnability as Learnability
     from sec_grpo.curriculum import Ordered as Ordered
     from sec_grpo.curriculum import Random as Random
     from sec_grpo.curriculum import Reverse as Reverse
+    from sec_grpo.curriculum import StaticWeights as StaticWeights
     from sec_grpo.curriculum import Strategy as Strategy
     from sec_grpo.ops import group_advantages as group_advantages
     from sec_grpo.ops import linear_logprob as linear_logprob
@@ -27,7 +31,18 @@ if TYPE_CHECKING:
 __version__ = version("sec-grpo")
 
 _MODULES = {
-    "sec_grpo.curriculum": ("SEC", "Curriculum", "Ordered", "Random", "Reverse", "Strategy"),
+    "sec_grpo.curriculum": (
+        "DUMP",
+        "SEC",
+        "TSCL",
+        "Curriculum",
+        "Learnability",
+        "Ordered",
+        "Random",
+        "Reverse",
+        "StaticWeights",
+        "Strategy",
+    ),
     "sec_grpo.ops": ("group_advantages", "linear_logprob", "linear_policy_loss", "policy_loss"),
     "sec_grpo.trainer": ("GRPOConfig", "GRPOTrainer"),
 }

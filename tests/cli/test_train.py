@@ -115,7 +115,7 @@ def test_lora(run, events, reward: str) -> None:
         (("--num_generations", "many"), "invalid int value: 'many'"),
         (("--num_generations", "1"), "num_generations must be at least 2, got 1"),
         (("--per_device_train_batch_size", "6"), "nearest sizes that fit are 4 and 8"),
-        (("--strategy", "sac"), "ordered, random, reverse, sec"),
+        (("--strategy", "sac"), "random, reverse, sec, static_weights"),
         (("--strategy", "{name: sec, alfa: 1}"), "alpha"),
         (("--strategy", "{name: ["), "--strategy is not valid YAML"),
         (("--category", "topic"), "no column 'topic'"),

@@ -111,7 +111,7 @@ def test_get_strategy(name: str, parameters: dict[str, Any], strategy: Strategy)
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("dumb", {}, "one of ordered, random, reverse, sec; got 'dumb'"),
+        ("dumb", {}, "one of dump, learnability, .*, sec, .*; got 'dumb'"),
         (None, {}, "one of"),
         ("sec", {"tau": 1.0, "lr": 1}, "lr, tau; it has: alpha, temperature, undrawn"),
         ("random", {"steps": 1}, "steps; it has: none"),
@@ -125,7 +125,16 @@ def test_get_strategy_refuses(name: Any, parameters: dict[str, Any], message: st
 
 
 def test_names() -> None:
-    assert strategy_names() == ("ordered", "random", "reverse", "sec")
+    assert strategy_names() == (
+        "dump",
+        "learnability",
+        "ordered",
+        "random",
+        "reverse",
+        "sec",
+        "static_weights",
+        "tscl",
+    )
 
 
 def test_the_curriculum_imports_neither_torch_nor_transformers() -> None:

@@ -68,7 +68,7 @@ def train(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="sec (default), random, ordered, reverse; with parameters: '{name: sec, "
+            help="sec (default), random, ordered, dump, ...; with parameters: '{name: sec, "
             "temperature: 0.2}'."
         ),
     ] = None,

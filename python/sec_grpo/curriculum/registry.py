@@ -5,16 +5,23 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from sec_grpo.curriculum.dump import DUMP
+from sec_grpo.curriculum.learnability import TSCL, Learnability
 from sec_grpo.curriculum.ordered import Ordered, Reverse
 from sec_grpo.curriculum.random import Random
 from sec_grpo.curriculum.sec import SEC
 from sec_grpo.curriculum.strategy import Strategy
+from sec_grpo.curriculum.weights import StaticWeights
 
 _STRATEGIES: dict[str, type[Strategy]] = {
+    "dump": DUMP,
+    "learnability": Learnability,
     "ordered": Ordered,
     "random": Random,
     "reverse": Reverse,
     "sec": SEC,
+    "static_weights": StaticWeights,
+    "tscl": TSCL,
 }
 
 
