@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from sec_grpo.kernels.reference import (
     MAX_LOG_RATIO,
+    SEQUENCE_MEAN_LOSSES,
     Denominators,
     PolicyLossSpec,
     at_least_one,
@@ -73,7 +74,22 @@ def _clipped_objective(ratio, adv, low, high, delta):
     return value, tl.where(passes, adv, 0.0)
 
 
-@triton.jit(do_not_specialize=["padded_length", "low", "high", "delta", "cispo_high", "beta"])
+@triton.jit
+def _soft_gate(ratio, adv, temperature_pos, temperature_neg):
+    """sigmoid(temperature (ratio - 1)) 4 / temperature A and its derivative in ratio."""
+    temperature = tl.where(adv > 0, temperature_pos, temperature_neg)
+    x = temperature * (ratio - 1.0)
+    # exp(-|x|) neither overflows nor loses 1 - sigmoid(x) to cancellation.
+    small = tl.exp(-tl.abs(x))
+    gate = tl.where(x >= 0, 1.0, small) / (1.0 + small)
+    slope = 4.0 * small / ((1.0 + small) * (1.0 + small))
+    return gate * 4.0 / temperature * adv, slope * adv
+
+
+_SCALARS = ["low", "high", "delta", "cispo_high", "temperature_pos", "temperature_neg", "beta"]
+
+
+@triton.jit(do_not_specialize=["padded_length", *_SCALARS])
 def _policy_loss_kernel(
     logprobs_ptr,
     advantages_ptr,
@@ -88,6 +104,8 @@ def _policy_loss_kernel(
     high,
     delta,
     cispo_high,
+    temperature_pos,
+    temperature_neg,
     beta,
     PACKED: tl.constexpr,
     HAS_MASK: tl.constexpr,
@@ -96,6 +114,7 @@ def _policy_loss_kernel(
     PER_TOKEN_ADVANTAGES: tl.constexpr,
     SEQUENCE_LEVEL: tl.constexpr,
     CISPO: tl.constexpr,
+    SAPO: tl.constexpr,
     SEQUENCE_MEAN: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -153,6 +172,11 @@ def _policy_loss_kernel(
             objective = slope * logp
             is_low = t < 0
             is_high = keep & (ratio > cispo_high) & (adv > 0)
+        elif SAPO:
+            objective, slope = _soft_gate(ratio, adv, temperature_pos, temperature_neg)
+            slope = tl.where(log_ratio <= _MAX_LOG_RATIO, slope * ratio, 0.0)
+            is_low = t < 0
+            is_high = t < 0
         else:
             objective, slope = _clipped_objective(ratio, adv, low, high, delta)
             slope = tl.where(log_ratio <= _MAX_LOG_RATIO, slope * ratio, 0.0)
@@ -267,6 +291,8 @@ def _launch(
         1.0 + spec.epsilon_high,
         float("inf") if spec.delta is None else float(spec.delta),
         float(spec.epsilon_high),
+        float(spec.sapo_temperature_pos),
+        float(spec.sapo_temperature_neg),
         float(spec.beta),
         PACKED=cu_seqlens is not None,
         HAS_MASK=mask is not None,
@@ -275,7 +301,8 @@ def _launch(
         PER_TOKEN_ADVANTAGES=per_token_advantages,
         SEQUENCE_LEVEL=spec.importance_sampling_level == "sequence",
         CISPO=spec.loss_type == "cispo",
-        SEQUENCE_MEAN=spec.loss_type == "grpo",
+        SAPO=spec.loss_type == "sapo",
+        SEQUENCE_MEAN=spec.loss_type in SEQUENCE_MEAN_LOSSES,
         NEED_GRADIENT=need_gradient,
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
@@ -290,10 +317,10 @@ def _denominator(
     spec: PolicyLossSpec, denominators: Denominators, num_tokens: Tensor, num_sequences: int
 ) -> float | Tensor:
     """What the weighted sum of token losses is divided by; a tensor where the host has no count."""
-    if spec.loss_type in ("grpo", "dr_grpo"):
+    if spec.loss_type in (*SEQUENCE_MEAN_LOSSES, "luspo", "dr_grpo"):
         given = denominators.num_sequences_in_batch
         sequences = at_least_one(num_sequences if given is None else given)
-        if spec.loss_type == "grpo":
+        if spec.loss_type != "dr_grpo":
             return sequences
         assert denominators.max_completion_length is not None
         return sequences * denominators.max_completion_length

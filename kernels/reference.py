@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 TOKEN_MEAN_LOSSES = ("bnpo", "dapo", "cispo")
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+SEQUENCE_MEAN_LOSSES = ("grpo", "sapo")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo")
 KL_TYPES = ("k1", "k2", "k3")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 SCALES = ("group", "batch", "none")
@@ -37,6 +38,8 @@ class PolicyLossSpec:
     delta: float | None = None
     beta: float = 0.0
     kl_type: str = "k3"
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.05
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,9 @@ def token_weights(
     weights = mask.to(dtype)
     sequences = denominators.num_sequences_in_batch
     sequences = at_least_one(num_sequences if sequences is None else sequences)
-    if spec.loss_type == "grpo":
+    if spec.loss_type == "luspo":
+        return weights / sequences
+    if spec.loss_type in SEQUENCE_MEAN_LOSSES:
         lengths = segment_sum(weights, seq_index, num_sequences).clamp(min=1)
         return weights / lengths[seq_index] / sequences
     if spec.loss_type == "dr_grpo":
@@ -178,6 +183,13 @@ def policy_loss(
         token_loss = -ratio.detach().clamp(max=spec.epsilon_high) * adv * logp
         low_clipped = torch.zeros_like(mask)
         high_clipped = (ratio > spec.epsilon_high) & (adv > 0)
+    elif spec.loss_type == "sapo":
+        # full_like: two floats would give float32, which a float64 caller would see.
+        positive = torch.full_like(adv, spec.sapo_temperature_pos)
+        temperature = torch.where(adv > 0, positive, spec.sapo_temperature_neg)
+        gate = torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature
+        token_loss = -gate * adv
+        low_clipped = high_clipped = torch.zeros_like(mask)
     else:
         capped = ratio if spec.delta is None else ratio.clamp(max=spec.delta)
         token_loss = -torch.minimum(capped * adv, ratio.clamp(low, high) * adv)

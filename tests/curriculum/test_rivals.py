@@ -147,6 +147,7 @@ def test_static_weights() -> None:
         (lambda: StaticWeights([float("nan")]), ValueError, "weights"),
         (lambda: StaticWeights("12"), TypeError, "weights"),
         (lambda: StaticWeights(3), TypeError, "weights"),
+        (lambda: StaticWeights({0: 1.0, 1: 3.0}), TypeError, "one for each arm, got {0: 1.0"),
         (lambda: Learnability(alpha=0), ValueError, r"alpha must be a number in \(0, 1\], got 0"),
         (lambda: TSCL(alpha=1.5), ValueError, "alpha"),
         (lambda: TSCL(temperature=-1), ValueError, "temperature must be a finite number above 0"),

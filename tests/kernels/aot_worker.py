@@ -42,7 +42,8 @@ LOSS_TYPES = {
     "gradient_ptr": "*fp32",
     "partials_ptr": "*fp32",
     "padded_length": "i32",
-    **dict.fromkeys(("low", "high", "delta", "cispo_high", "beta"), "fp32"),
+    **dict.fromkeys(("low", "high", "delta", "cispo_high"), "fp32"),
+    **dict.fromkeys(("temperature_pos", "temperature_neg", "beta"), "fp32"),
 }
 NUM_WARPS = {
     group_advantages._group_advantages_kernel: group_advantages.NUM_WARPS,
@@ -57,6 +58,7 @@ LOSS_FLAGS = {
     "PER_TOKEN_ADVANTAGES": False,
     "SEQUENCE_LEVEL": False,
     "CISPO": False,
+    "SAPO": False,
     "SEQUENCE_MEAN": False,
     "NEED_GRADIENT": True,
     "BLOCK": policy_loss.BLOCK,
@@ -88,6 +90,7 @@ def cases():
         ("dapo, packed", "fp32", {}),
         ("dapo, bf16", "bf16", {"KL": 3}),
         ("grpo, padded", "fp32", {"PACKED": False, "HAS_MASK": True, "SEQUENCE_MEAN": True}),
+        ("sapo", "fp32", {"SAPO": True, "SEQUENCE_MEAN": True}),
         ("cispo", "fp32", {"CISPO": True, "HAS_MASK": True}),
         (
             "sequence, everything",

@@ -53,6 +53,7 @@ def loop_policy_loss(
     kl_type="k3",
     max_completion_length=None,
     frozen=None,
+    sapo_temperatures=(1.0, 1.05),
 ):
     """The loss of packed float64 tokens by explicit loops; `frozen` is logp in CISPO's weight."""
     total, start = 0.0, 0
@@ -73,6 +74,9 @@ def loop_policy_loss(
             a = advantages[i] if len(advantages) == len(lengths) else advantages[t]
             if loss_type == "cispo":
                 value = -min(ratio, epsilon_high) * a * logp[t]
+            elif loss_type == "sapo":
+                tau = sapo_temperatures[0 if a > 0 else 1]
+                value = -4 / (tau * (1 + np.exp(-tau * (ratio - 1)))) * a
             else:
                 first = ratio if delta is None else min(ratio, delta)
                 second = min(max(ratio, 1 - epsilon_low), 1 + epsilon_high)
@@ -81,10 +85,10 @@ def loop_policy_loss(
                 d = logp[t] - ref[t]
                 value += beta * {"k1": d, "k2": d * d / 2, "k3": np.exp(-d) + d - 1}[kl_type]
             in_sequence += value
-        if loss_type == "grpo":
+        if loss_type in ("grpo", "sapo"):
             in_sequence /= max(len(tokens), 1)
         total += in_sequence
-    if loss_type == "grpo":
+    if loss_type in ("grpo", "sapo", "luspo"):
         return total / len(lengths)
     if loss_type == "dr_grpo":
         return total / (len(lengths) * max_completion_length)

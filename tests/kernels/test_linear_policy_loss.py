@@ -9,7 +9,7 @@ from sec_grpo.kernels import reference
 from sec_grpo.kernels.reference import Denominators, PolicyLossSpec
 from sec_grpo.ops import linear_logprob, linear_policy_loss, policy_loss
 
-LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
+LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"]
 LENGTHS = torch.tensor([4, 0, 1, 6])
 CU_SEQLENS = torch.tensor([0, 4, 4, 5, 11])
 ADVANTAGES = torch.tensor([1.0, 3.0, -0.5, -1.0], dtype=torch.float64)
@@ -156,12 +156,14 @@ def test_padded_equals_packed_and_masked_rows_may_be_nan(loss_type, per_token):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", [*LOSS_TYPES, "luspo"])
 def test_micro_batches_add_up_with_a_dead_sequence_left_out(loss_type):
     case = make_case()
     advantages = ADVANTAGES.clone()
     advantages[2] = 0.0
     options = {"loss_type": loss_type, "max_completion_length": 9}
+    if loss_type == "luspo":
+        options["importance_sampling_level"] = "sequence"
     whole, parts = leaves_of(case), leaves_of(case)
     expected = linear_policy_loss(
         *whole[:2], case["targets"], advantages, bias=whole[2], cu_seqlens=CU_SEQLENS, **options

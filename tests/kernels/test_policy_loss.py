@@ -11,7 +11,7 @@ import torch
 
 from sec_grpo.ops import policy_loss
 
-LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
+LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"]
 
 # Two sequences; ratios 1.5, 0.5 with A = 1 and 0.5, 1, 3 with A = -1. Per-token losses
 #   -min(1.5, 1.2) = -1.2   -min(0.5, 0.8) = -0.5
@@ -78,6 +78,25 @@ def test_cispo_clamps_the_weight_at_the_raw_epsilon_high():
     assert metrics["clip_ratio/low_mean"].item() == 0
 
 
+def test_sapo_by_hand():
+    # Temperature 2 where A > 0, 4 where not: x = 1, -1 | -2, 0, 8, gates 2 and 1 x sigmoid(x).
+    temperatures = {"sapo_temperature_pos": 2.0, "sapo_temperature_neg": 4.0}
+    loss, gradient, metrics = run(old_logprobs=OLD, loss_type="sapo", **temperatures)
+    s = torch.tensor([1.0, -1, -2, 0, 8]).sigmoid()
+    assert loss == pytest.approx((-(2 * 1) / 2 + (s[2] + s[3] + s[4]).item() / 3) / 2, rel=1e-6)
+    weight = torch.tensor([-1 / 4, -1 / 4, 1 / 6, 1 / 6, 1 / 6])
+    torch.testing.assert_close(gradient, weight * 4 * s * (1 - s) * RATIO)
+    assert metrics["clip_ratio/region_mean"].item() == 0
+
+
+def test_luspo_sums_over_a_sequence_and_averages_over_sequences():
+    # Sequence ratios 1 and 1 with A = 1 and -1: -2 and 3 tokens, over 2 sequences.
+    kwargs = {"loss_type": "luspo", "importance_sampling_level": "sequence"}
+    loss, gradient, _ = run(old_logprobs=LOGP, **kwargs)
+    assert loss == pytest.approx((-2 + 3) / 2)
+    torch.testing.assert_close(gradient, torch.tensor([-1.0, -1, 1, 1, 1]) / 2)
+
+
 def test_gspo_by_hand():
     # log-ratios ln 4 and 0: the sequence's ratio is sqrt(4 * 1) = 2 in both.
     old = torch.tensor([-1.0 - math.log(4), -2.0, -3.0 - math.log(4), -1.0])
@@ -129,8 +148,10 @@ def test_on_policy_ratio_is_exactly_one_and_its_gradient_flows():
     assert metrics["clip_ratio/region_mean"].item() == 0.0
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize(
+    ("loss_type", "level"),
+    [*itertools.product(LOSS_TYPES, ["token", "sequence"]), ("luspo", "sequence")],
+)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("per_token", [False, True])
 def test_against_the_loop_oracle(loss_type, level, masked, per_token, packed_case, oracle):
@@ -139,7 +160,7 @@ def test_against_the_loop_oracle(loss_type, level, masked, per_token, packed_cas
     for off_policy, kl_type, delta in itertools.product(
         [False, True], [None, "k1", "k2", "k3"], [None, 1.4]
     ):
-        if delta is not None and loss_type == "cispo":
+        if delta is not None and loss_type in ("cispo", "sapo"):
             continue
         shared = {"loss_type": loss_type, "epsilon_high": 0.3, "delta": delta}
         shared.update(beta=0.2 if kl_type else 0.0, kl_type=kl_type or "k3")
@@ -334,7 +355,10 @@ def test_only_logprobs_get_a_gradient():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"loss_type": "sapo"}, ValueError, "one of grpo, bnpo, dr_grpo, dapo, cispo, got 'sapo'"),
+        ({"loss_type": "ppo"}, ValueError, "one of grpo, bnpo, .*, sapo, luspo, got 'ppo'"),
+        ({"loss_type": "luspo"}, ValueError, "must be 'sequence' with loss_type='luspo'"),
+        ({"loss_type": "sapo", "delta": 2.0}, ValueError, "it goes with grpo, bnpo, dr_grpo"),
+        ({"sapo_temperature_neg": 0.0}, ValueError, "sapo_temperature_neg must be finite, gr"),
         ({"importance_sampling_level": "word"}, ValueError, "one of token, sequence, got 'word'"),
         ({"kl_type": "k4"}, ValueError, "kl_type must be one of k1, k2, k3, got 'k4'"),
         ({"epsilon_low": 1.5}, ValueError, "epsilon_low must be .* at most 1, got 1.5"),

@@ -12,7 +12,7 @@ from sec_grpo.ops import policy_loss
 
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 
-LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
+LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"]
 # Sequences: ordinary, empty, of one token, of more than a block, of exactly a block.
 LENGTHS = [5, 0, 1, kernel.BLOCK + 276, kernel.BLOCK]
 
@@ -71,8 +71,10 @@ def assert_matches_truth(device, call, rtol=1e-5):
         )
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize(
+    ("loss_type", "level"),
+    [*itertools.product(LOSS_TYPES, ["token", "sequence"]), ("luspo", "sequence")],
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_every_combination(loss_type, level, masked, triton_device, poisoned_memory):
     case = make_case(0)
@@ -93,7 +95,7 @@ def test_every_combination(loss_type, level, masked, triton_device, poisoned_mem
             "loss_type": loss_type,
             "importance_sampling_level": level,
             "epsilon_high": 0.3,
-            "delta": 1.5 if off_policy and loss_type != "cispo" else None,
+            "delta": 1.5 if off_policy and loss_type not in ("cispo", "sapo") else None,
             "beta": 0.1 if kl_type else 0.0,
             "kl_type": kl_type or "k3",
             "max_completion_length": 4000,

@@ -68,6 +68,27 @@ def test_other_losses(make_trainer, read_events, tmp_path, loss_type, level):
     assert all(event["grad_norm"] > 0 for event in events)
 
 
+@pytest.mark.parametrize(("loss_type", "level"), [("sapo", "token"), ("luspo", "sequence")])
+def test_losses_with_options_of_their_own(make_trainer, read_events, tmp_path, loss_type, level):
+    def losses(name, **options):
+        trainer = make_trainer(
+            output_dir=str(tmp_path / name),
+            loss_type=loss_type,
+            importance_sampling_level=level,
+            num_iterations=2,
+            max_steps=2,
+            learning_rate=1e-2,
+            **options,
+        )
+        trainer.train()
+        return [event["loss"] for event in read_events(tmp_path / name, "step")]
+
+    plain = losses("plain")
+    # A sharper gate changes SAPO's loss and no other.
+    sharp = losses("sharp", sapo_temperature_pos=3.0)
+    assert (plain != sharp) == (loss_type == "sapo")
+
+
 def test_epochs(make_trainer):
     """24 prompts, 2 of them a step: one epoch is 12 steps."""
     trainer = make_trainer(max_steps=-1, num_train_epochs=0.5, curriculum=None)

@@ -19,6 +19,10 @@ class DUMP(Strategy):
     arm's last `window` prompts (0 before the first), n(c) the prompts of the arm seen so far and
     N = sum_c n(c); p(c) = softmax(score / temperature).
 
+    Departure: 1. n and N count prompts, as the window does, not rollouts.
+
+    Memory and time are K x window: made for up to thousands of arms.
+
     Args:
         window: prompts remembered of each arm, at least 1; the paper's 300.
         temperature: of the softmax, above 0; the paper's 0.1.

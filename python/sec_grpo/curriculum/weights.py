@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,8 @@ class StaticWeights(Strategy):
     weights: Sequence[float]
 
     def __post_init__(self) -> None:
-        if isinstance(self.weights, str) or not hasattr(self.weights, "__len__"):
+        ordered = hasattr(self.weights, "__len__") and not isinstance(self.weights, (str, Mapping))
+        if not ordered:
             raise TypeError(f"weights must be {_MUST}, got {self.weights!r}")
         weights = tuple(real_parameter("weights", weight, _MUST) for weight in self.weights)
         if any(weight < 0 for weight in weights):

@@ -234,6 +234,8 @@ def linear_policy_loss(
     delta: float | None = None,
     beta: float = 0.0,
     kl_type: KlType = "k3",
+    sapo_temperature_pos: float = 1.0,
+    sapo_temperature_neg: float = 1.05,
     num_items_in_batch: float | Tensor | None = None,
     num_sequences_in_batch: float | Tensor | None = None,
     max_completion_length: float | None = None,
@@ -272,7 +274,15 @@ def linear_policy_loss(
     _checks.check_shape("hidden", hidden, (*layout.shape, hidden.shape[-1]), "targets, D")
     per_token = check_advantages(advantages, layout, device, "hidden")
     spec = check_spec(
-        loss_type, importance_sampling_level, epsilon_low, epsilon_high, delta, beta, kl_type
+        loss_type,
+        importance_sampling_level,
+        epsilon_low,
+        epsilon_high,
+        delta,
+        beta,
+        kl_type,
+        sapo_temperature_pos,
+        sapo_temperature_neg,
     )
     check_other_logprobs(layout, device, "targets", old_logprobs, ref_logprobs, beta)
     denominators = check_denominators(

@@ -14,7 +14,7 @@ from sec_grpo.kernels import reference
 from sec_grpo.kernels.reference import Denominators, PolicyLossSpec
 from sec_grpo.ops import _checks
 
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo"]
 ImportanceSamplingLevel = Literal["token", "sequence"]
 KlType = Literal["k1", "k2", "k3"]
 
@@ -36,6 +36,8 @@ def check_spec(
     delta: float | None,
     beta: float,
     kl_type: str,
+    sapo_temperature_pos: float,
+    sapo_temperature_neg: float,
 ) -> PolicyLossSpec:
     """The loss keywords, validated."""
     _checks.check_choice("loss_type", loss_type, reference.LOSS_TYPES)
@@ -48,7 +50,19 @@ def check_spec(
     _checks.check_number("epsilon_low", epsilon_low, 0, high=1)
     _checks.check_number("epsilon_high", epsilon_high, 0)
     _checks.check_number("beta", beta, 0)
+    _checks.check_number("sapo_temperature_pos", sapo_temperature_pos, 0, strict=True)
+    _checks.check_number("sapo_temperature_neg", sapo_temperature_neg, 0, strict=True)
+    if loss_type == "luspo" and importance_sampling_level != "sequence":
+        raise ValueError(
+            "importance_sampling_level must be 'sequence' with loss_type='luspo', got "
+            f"{importance_sampling_level!r}"
+        )
     if delta is not None:
+        if loss_type == "sapo":
+            raise ValueError(
+                "delta must be None with loss_type='sapo', whose gate replaces the clip; it goes "
+                f"with grpo, bnpo, dr_grpo, dapo and luspo, got {delta}"
+            )
         if loss_type == "cispo":
             raise ValueError(
                 f"delta must be None with loss_type='cispo', whose epsilon_high already bounds "
@@ -56,7 +70,15 @@ def check_spec(
             )
         _checks.check_number("delta", delta, 1 + epsilon_high)
     return PolicyLossSpec(
-        loss_type, importance_sampling_level, epsilon_low, epsilon_high, delta, beta, kl_type
+        loss_type,
+        importance_sampling_level,
+        epsilon_low,
+        epsilon_high,
+        delta,
+        beta,
+        kl_type,
+        sapo_temperature_pos,
+        sapo_temperature_neg,
     )
 
 
@@ -175,6 +197,8 @@ def policy_loss(
     delta: float | None = None,
     beta: float = 0.0,
     kl_type: KlType = "k3",
+    sapo_temperature_pos: float = 1.0,
+    sapo_temperature_neg: float = 1.05,
     num_items_in_batch: float | Tensor | None = None,
     num_sequences_in_batch: float | Tensor | None = None,
     max_completion_length: float | None = None,
@@ -189,10 +213,16 @@ def policy_loss(
         l_t = -min(min(rho_t, delta) A_t, clip(rho_t, 1 - epsilon_low, 1 + epsilon_high) A_t)
               + beta kl_t                                               (PPO, arXiv 1707.06347)
         l_t = -stop_gradient(min(rho_t, epsilon_high)) A_t logp_t + beta kl_t          ("cispo")
+        l_t = -sigmoid(tau (rho_t - 1)) 4 / tau A_t + beta kl_t      ("sapo", arXiv 2511.20347)
+
+    with tau = sapo_temperature_pos where A > 0, else sapo_temperature_neg,
 
     and the loss is their sum over unmasked tokens, weighted by ``loss_type``:
 
-    - ``"grpo"`` (arXiv 2402.03300): 1 / (tokens of its sequence x num_sequences_in_batch).
+    - ``"grpo"`` (arXiv 2402.03300), ``"sapo"``: 1 / (tokens of its sequence x
+      num_sequences_in_batch).
+    - ``"luspo"`` (sequence level only): 1 / num_sequences_in_batch, so a sequence weighs as much
+      as it has tokens, as TRL has it.
     - ``"dr_grpo"`` (arXiv 2503.20783): 1 / (num_sequences_in_batch x max_completion_length).
     - ``"bnpo"``, ``"dapo"`` (arXiv 2503.14476), ``"cispo"`` (arXiv 2506.13585):
       1 / num_items_in_batch.
@@ -221,7 +251,8 @@ def policy_loss(
             and its gradient flows.
         ref_logprobs: reference policy's, like logprobs; needed when beta is not 0.
         delta: upper bound of the ratio where A < 0 (two-sided clip, INTELLECT-2, arXiv
-            2505.07291), at least 1 + epsilon_high; None is none.
+            2505.07291), at least 1 + epsilon_high; None is none, as cispo and sapo must have it.
+        sapo_temperature_pos, sapo_temperature_neg: above 0; the higher, the narrower the gate.
         num_items_in_batch, num_sequences_in_batch: a number or a tensor of one element.
         max_completion_length: the generation limit in tokens.
         backend: "triton" (no host synchronisation, no float64), "torch", or "auto": triton on a
@@ -231,9 +262,9 @@ def policy_loss(
     Returns:
         PolicyLoss(loss, metrics). Metrics, over unmasked tokens: clip_ratio/low_mean (rho below
         1 - epsilon_low where A < 0), clip_ratio/high_mean (rho above 1 + epsilon_high, or for
-        cispo above epsilon_high, where A > 0), clip_ratio/region_mean (either), ratio/mean,
-        ratio/max, kl (mean of kl_t, 0 without ref_logprobs), num_tokens (int64). All are 0, and so
-        are loss and gradients, when no token is left.
+        cispo above epsilon_high, where A > 0; both 0 for sapo), clip_ratio/region_mean (either),
+        ratio/mean, ratio/max, kl (mean of kl_t, 0 without ref_logprobs), num_tokens (int64). All
+        are 0, and so are loss and gradients, when no token is left.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or range, naming the argument.
@@ -243,7 +274,15 @@ def policy_loss(
     layout = _checks.check_layout("logprobs", tuple(logprobs.shape), device, mask, cu_seqlens)
     per_token = check_advantages(advantages, layout, device, "logprobs")
     spec = check_spec(
-        loss_type, importance_sampling_level, epsilon_low, epsilon_high, delta, beta, kl_type
+        loss_type,
+        importance_sampling_level,
+        epsilon_low,
+        epsilon_high,
+        delta,
+        beta,
+        kl_type,
+        sapo_temperature_pos,
+        sapo_temperature_neg,
     )
     check_other_logprobs(layout, device, "logprobs", old_logprobs, ref_logprobs, beta)
     denominators = check_denominators(

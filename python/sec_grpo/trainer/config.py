@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo")
 
 
 @dataclass
@@ -106,6 +106,12 @@ class GRPOConfig(TrainingArguments):
             "help": f"Loss normalisation: {', '.join(LOSS_TYPES)}. bnpo averages over the tokens "
             "of each micro-batch, dapo over those of the optimizer step."
         },
+    )
+    sapo_temperature_pos: float = field(
+        default=1.0, metadata={"help": "SAPO: temperature of the gate where A > 0."}
+    )
+    sapo_temperature_neg: float = field(
+        default=1.05, metadata={"help": "SAPO: temperature of the gate elsewhere."}
     )
     importance_sampling_level: Literal["token", "sequence"] = field(
         default="token", metadata={"help": "Ratio per token (GRPO) or per sequence (GSPO)."}
@@ -277,11 +283,19 @@ def _check_loss_ranges(config: GRPOConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be 0 or above, got {value}")
+    for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+    if config.loss_type == "luspo" and config.importance_sampling_level != "sequence":
+        raise ValueError(
+            "importance_sampling_level must be 'sequence' with loss_type='luspo', got "
+            f"{config.importance_sampling_level!r}"
+        )
     if config.delta is not None:
-        if config.loss_type == "cispo":
+        if config.loss_type in ("cispo", "sapo"):
             raise ValueError(
-                "delta must be unset with loss_type='cispo', whose epsilon_high bounds the ratio, "
-                f"got {config.delta}"
+                f"delta must be unset with loss_type={config.loss_type!r}, which bounds the ratio "
+                f"in its own way, got {config.delta}"
             )
         high = config.epsilon if config.epsilon_high is None else config.epsilon_high
         if not 1 + high <= config.delta < math.inf:

@@ -337,6 +337,8 @@ class GRPOTrainer(Trainer):
             "epsilon_high": args.epsilon if args.epsilon_high is None else args.epsilon_high,
             "delta": args.delta,
             "beta": args.beta,
+            "sapo_temperature_pos": args.sapo_temperature_pos,
+            "sapo_temperature_neg": args.sapo_temperature_neg,
             "num_items_in_batch": inputs["num_items_in_batch"],
             "num_sequences_in_batch": inputs["num_sequences_in_batch"],
             "max_completion_length": args.max_completion_length,
