@@ -495,7 +495,7 @@ def plot_values(runs: Runs) -> Figure:
     figure, axes = _grid(len(found), columns, panel, sharey=True)
     for i, (ax, run, label) in enumerate(zip(axes, found, run_labels(found), strict=True)):
         if not np.isfinite(run.value).any():
-            _empty(ax, "not in the log")
+            _empty(ax, "this strategy keeps no values")
         for k, arm in enumerate(run.arms):
             width = 1.5 if len(run.arms) <= MAX_LEGEND_ARMS else 0.9
             marker = "o" if len(run.steps) == 1 else None
