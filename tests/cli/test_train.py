@@ -1,5 +1,6 @@
 """`sec-grpo train` on real rows and on models that save_pretrained wrote."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,19 @@ def test_bad_input_is_refused_before_training(run, words: tuple[str, ...], messa
         run("train", "--model", "tiny", "--data", "sort", *small, *words)
     assert message in str(caught.value)
     assert not list(Path("out").glob("*")) if Path("out").exists() else True
+
+
+def test_rows_of_several_tasks_need_a_reward(run) -> None:
+    rows = [
+        {"prompt": "ba>", "ground_truth": "ab", "difficulty": 2, "data_source": "sort-train"},
+        {"prompt": "1+1", "ground_truth": "2", "difficulty": 2, "data_source": "math_train"},
+    ]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"names several tasks \(math, sort\): pass --reward"):
+        run("train", "--model", "tiny", "--data", "rows.jsonl", *SMALL)
+    Path("rows.jsonl").write_text(json.dumps({**rows[0], "data_source": "chess"}))
+    with pytest.raises(ValueError, match="--reward is missing and the data names no task"):
+        run("train", "--model", "tiny", "--data", "rows.jsonl", *SMALL)
 
 
 def test_unknown_yaml_key(run) -> None:

@@ -228,17 +228,31 @@ def rewards_of(spec: str | None, rows: Any) -> tuple[Callable[..., Any], Callabl
     from sec_grpo import tasks
 
     if spec is None:
-        try:
-            spec = tasks.task_of(rows[0])
-        except ValueError as error:
-            raise ValueError(
-                f"--reward is missing, and the data does not name it: {error}"
-            ) from error
+        spec = task_of_all(rows)
     if ":" not in spec:
         task = tasks.get(spec)
         return task.reward, task.accuracy
     func = load_function(spec)
     return func, func
+
+
+def task_of_all(rows: Any) -> str:
+    """The one task that verifies every row."""
+    from sec_grpo import tasks
+
+    column = next((name for name in ("task", "data_source") if name in rows.column_names), None)
+    try:
+        if column is None:
+            return tasks.task_of(rows[0])
+        found = {tasks.task_of({column: value}) for value in set(rows[column])}
+    except ValueError as error:
+        raise ValueError(f"--reward is missing and the data names no task: {error}") from error
+    if len(found) > 1:
+        raise ValueError(
+            f"the data names several tasks ({', '.join(sorted(found))}): pass --reward with a "
+            "function that scores rows of each"
+        )
+    return found.pop()
 
 
 def load_function(spec: str) -> Callable[..., Any]:
