@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from sec_grpo.kernels.reference import (
     MAX_LOG_RATIO,
     SEQUENCE_MEAN_LOSSES,
+    VESPO_MAX_LOG,
+    VESPO_MIN_LOG_WEIGHT,
     Denominators,
     PolicyLossSpec,
     at_least_one,
@@ -27,8 +29,10 @@ from sec_grpo.kernels.reference import (
 BLOCK = 1024
 NUM_WARPS = 4
 # Columns of the per-sequence partial results, padded to a power of two.
-NUM_PARTIALS = tl.constexpr(8)
+NUM_PARTIALS = tl.constexpr(16)
 _MAX_LOG_RATIO = tl.constexpr(MAX_LOG_RATIO)
+_VESPO_MAX_LOG = tl.constexpr(VESPO_MAX_LOG)
+_VESPO_MIN_LOG_WEIGHT = tl.constexpr(VESPO_MIN_LOG_WEIGHT)
 # min and max drop a NaN by default: a diverged policy would pass for one with a large ratio.
 _KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)
 
@@ -65,13 +69,24 @@ def _kl(logp, ref, KL: tl.constexpr):
 
 
 @triton.jit
-def _clipped_objective(ratio, adv, low, high, delta):
-    """min(min(ratio, delta) A, clip(ratio, low, high) A) and its derivative in ratio."""
-    capped = tl.minimum(ratio, delta, _KEEP_NAN)
-    clipped = tl.minimum(tl.maximum(ratio, low, _KEEP_NAN), high, _KEEP_NAN)
-    value = tl.minimum(capped * adv, clipped * adv, _KEEP_NAN)
-    passes = tl.where(adv > 0, ratio <= high, (ratio >= low) & (ratio <= delta))
-    return value, tl.where(passes, adv, 0.0)
+def _clamp(values, low, high):
+    return tl.minimum(tl.maximum(values, low, _KEEP_NAN), high, _KEEP_NAN)
+
+
+@triton.jit
+def _clipped_objective(ratio, adv, low, high, cap):
+    """min(ratio A, clip(ratio, low, high) A), at least cap A where A < 0; its slope in ratio."""
+    bounded = tl.where(adv > 0, tl.minimum(ratio, high, _KEEP_NAN), _clamp(ratio, low, cap))
+    passes = tl.where(adv > 0, ratio <= high, (ratio >= low) & (ratio <= cap))
+    return bounded * adv, tl.where(passes, adv, 0.0)
+
+
+@triton.jit
+def _vespo_weight(log_w, adv, k_pos, lambda_pos, k_neg, lambda_neg):
+    """exp(lambda + k log w - lambda w)"""
+    k = tl.where(adv >= 0, k_pos, k_neg)
+    rate = tl.where(adv >= 0, lambda_pos, lambda_neg)
+    return tl.exp(rate + k * log_w - rate * tl.exp(log_w))
 
 
 @triton.jit
@@ -86,7 +101,19 @@ def _soft_gate(ratio, adv, temperature_pos, temperature_neg):
     return gate * 4.0 / temperature * adv, slope * adv
 
 
-_SCALARS = ["low", "high", "delta", "cispo_high", "temperature_pos", "temperature_neg", "beta"]
+_SCALARS = [
+    "low",
+    "high",
+    "cap",
+    "cispo_high",
+    "temperature_pos",
+    "temperature_neg",
+    "k_pos",
+    "lambda_pos",
+    "k_neg",
+    "lambda_neg",
+    "beta",
+]
 
 
 @triton.jit(do_not_specialize=["padded_length", *_SCALARS])
@@ -97,24 +124,34 @@ def _policy_loss_kernel(
     cu_seqlens_ptr,
     old_ptr,
     ref_ptr,
+    policy_weights_ptr,
+    log_is_weights_ptr,
     gradient_ptr,
     partials_ptr,
     padded_length,
     low,
     high,
-    delta,
+    cap,
     cispo_high,
     temperature_pos,
     temperature_neg,
+    k_pos,
+    lambda_pos,
+    k_neg,
+    lambda_neg,
     beta,
     PACKED: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_OLD: tl.constexpr,
     KL: tl.constexpr,
+    KL_CORRECTION: tl.constexpr,
+    HAS_POLICY_WEIGHTS: tl.constexpr,
+    HAS_LOG_IS_WEIGHTS: tl.constexpr,
     PER_TOKEN_ADVANTAGES: tl.constexpr,
     SEQUENCE_LEVEL: tl.constexpr,
     CISPO: tl.constexpr,
     SAPO: tl.constexpr,
+    VESPO: tl.constexpr,
     SEQUENCE_MEAN: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -129,26 +166,36 @@ def _policy_loss_kernel(
 
     num_kept = length.to(tl.float32)
     log_ratio_sum = num_kept * 0.0
-    if HAS_MASK or (SEQUENCE_LEVEL and HAS_OLD):
+    if HAS_MASK or ((SEQUENCE_LEVEL or VESPO) and HAS_OLD):
         kept_lanes = tl.zeros([BLOCK], tl.float32)
         ratio_lanes = tl.zeros([BLOCK], tl.float32)
         for start in range(0, length, BLOCK):
             t = start + tl.arange(0, BLOCK).to(tl.int64)
             keep = _kept(mask_ptr, begin + t, t < length, HAS_MASK)
             kept_lanes += keep.to(tl.float32)
-            if SEQUENCE_LEVEL and HAS_OLD:
+            if (SEQUENCE_LEVEL or VESPO) and HAS_OLD:
                 logp = _load_tokens(logprobs_ptr, begin + t, keep)
-                ratio_lanes += logp - _load_tokens(old_ptr, begin + t, keep)
+                log_ratio = logp - _load_tokens(old_ptr, begin + t, keep)
+                if VESPO:
+                    log_ratio = _clamp(log_ratio, -_VESPO_MAX_LOG, _VESPO_MAX_LOG)
+                ratio_lanes += log_ratio
         num_kept = tl.sum(kept_lanes, 0)
         log_ratio_sum = tl.sum(ratio_lanes, 0)
     mean_scale = 1.0 / tl.maximum(num_kept, 1.0)
     weight = mean_scale if SEQUENCE_MEAN else 1.0
+    if VESPO:
+        if HAS_LOG_IS_WEIGHTS:
+            log_ratio_sum += tl.load(log_is_weights_ptr + sequence).to(tl.float32)
+        log_w = _clamp(log_ratio_sum, _VESPO_MIN_LOG_WEIGHT, _VESPO_MAX_LOG)
 
     loss_lanes = tl.zeros([BLOCK], tl.float32)
     low_lanes = tl.zeros([BLOCK], tl.float32)
     high_lanes = tl.zeros([BLOCK], tl.float32)
     ratio_lanes = tl.zeros([BLOCK], tl.float32)
     ratio_max = tl.zeros([BLOCK], tl.float32)
+    ratio_min = tl.full([BLOCK], float("inf"), tl.float32)
+    capped_lanes = tl.zeros([BLOCK], tl.float32)
+    phi_lanes = tl.zeros([BLOCK], tl.float32)
     kl_lanes = tl.zeros([BLOCK], tl.float32)
     slope_lanes = tl.zeros([BLOCK], tl.float32)
     for start in range(0, length, BLOCK):
@@ -166,43 +213,61 @@ def _policy_loss_kernel(
         else:
             log_ratio = tl.zeros([BLOCK], tl.float32)
         ratio = tl.exp(tl.minimum(log_ratio, _MAX_LOG_RATIO, _KEEP_NAN))
+        ratio_lanes += tl.where(keep, ratio, 0.0)
+        ratio_max = tl.maximum(ratio_max, tl.where(keep, ratio, 0.0))
+        ratio_min = tl.minimum(ratio_min, tl.where(keep, ratio, float("inf")))
 
         if CISPO:
             slope = tl.minimum(ratio, cispo_high, _KEEP_NAN) * adv
             objective = slope * logp
-            is_low = t < 0
-            is_high = keep & (ratio > cispo_high) & (adv > 0)
+            high_lanes += tl.where(keep & (adv > 0) & (ratio > cispo_high), 1.0, 0.0)
+        elif VESPO:
+            phi = _vespo_weight(log_w, adv, k_pos, lambda_pos, k_neg, lambda_neg)
+            slope = phi * adv
+            objective = slope * logp
+            phi_lanes += tl.where(keep, phi, 0.0)
         elif SAPO:
             objective, slope = _soft_gate(ratio, adv, temperature_pos, temperature_neg)
             slope = tl.where(log_ratio <= _MAX_LOG_RATIO, slope * ratio, 0.0)
-            is_low = t < 0
-            is_high = t < 0
         else:
-            objective, slope = _clipped_objective(ratio, adv, low, high, delta)
+            objective, slope = _clipped_objective(ratio, adv, low, high, cap)
             slope = tl.where(log_ratio <= _MAX_LOG_RATIO, slope * ratio, 0.0)
-            is_low = keep & (ratio < low) & (adv < 0)
-            is_high = keep & (ratio > high) & (adv > 0)
+            low_lanes += tl.where(keep & (adv < 0) & (ratio < low), 1.0, 0.0)
+            high_lanes += tl.where(keep & (adv > 0) & (ratio > high), 1.0, 0.0)
+            capped_lanes += tl.where(keep & (adv < 0) & (ratio > cap), 1.0, 0.0)
+        if HAS_POLICY_WEIGHTS:
+            policy_weight = _load_tokens(policy_weights_ptr, begin + t, keep)
+            objective *= policy_weight
+            slope *= policy_weight
         token_loss = -objective
+        # d loss/d logp of the token, and d loss/d log-ratio of the sequence it shares.
         gradient = -slope
+        shared = tl.zeros([BLOCK], tl.float32)
         if SEQUENCE_LEVEL and not CISPO:
-            slope_lanes += tl.where(keep, -slope, 0.0)
+            shared = -slope
             gradient = tl.zeros([BLOCK], tl.float32)
         if KL != 0:
             kl, kl_slope = _kl(logp, _load_tokens(ref_ptr, begin + t, keep), KL)
+            if KL_CORRECTION:
+                kl *= ratio
+                kl_slope *= ratio
+                by_ratio = tl.where(log_ratio <= _MAX_LOG_RATIO, beta * kl, 0.0)
+                if SEQUENCE_LEVEL:
+                    shared += by_ratio
+                else:
+                    gradient += by_ratio
             token_loss += beta * kl
             gradient += beta * kl_slope
             kl_lanes += tl.where(keep, kl, 0.0)
+        if SEQUENCE_LEVEL:
+            slope_lanes += tl.where(keep, shared, 0.0)
 
         loss_lanes += tl.where(keep, token_loss * weight, 0.0)
-        low_lanes += is_low.to(tl.float32)
-        high_lanes += is_high.to(tl.float32)
-        ratio_lanes += tl.where(keep, ratio, 0.0)
-        ratio_max = tl.maximum(ratio_max, tl.where(keep, ratio, 0.0))
         if NEED_GRADIENT:
             gradient = tl.where(keep, gradient * weight, 0.0)
             tl.store(gradient_ptr + begin + t, gradient, mask=t < length)
 
-    if NEED_GRADIENT and SEQUENCE_LEVEL and not CISPO:
+    if NEED_GRADIENT and SEQUENCE_LEVEL and (KL_CORRECTION or not CISPO):
         # Every token moves the sequence's ratio by ratio / tokens.
         share = tl.sum(slope_lanes, 0) * mean_scale * weight
         tl.debug_barrier()
@@ -220,28 +285,34 @@ def _policy_loss_kernel(
     tl.store(out + 4, tl.sum(ratio_lanes, 0))
     tl.store(out + 5, tl.sum(kl_lanes, 0))
     tl.store(out + 6, tl.max(ratio_max, 0))
-    tl.store(out + 7, 0.0)
+    tl.store(out + 7, tl.sum(capped_lanes, 0))
+    tl.store(out + 8, tl.sum(phi_lanes, 0))
+    # The reduction takes largest values only.
+    tl.store(out + 9, -tl.min(ratio_min, 0))
 
 
 @triton.jit(do_not_specialize=["num_sequences"])
 def _reduce_partials_kernel(
     partials_ptr, sums_ptr, num_tokens_ptr, num_sequences, BLOCK: tl.constexpr
 ):
-    """sums: loss, mean low, high, region, ratio, kl, max ratio; and the number of tokens."""
+    """sums: loss, mean low, high, region, ratio, kl, cap, phi, max and min ratio; num_tokens."""
     column = tl.arange(0, NUM_PARTIALS)
     total = tl.zeros([NUM_PARTIALS], tl.float64)
-    largest = tl.zeros([NUM_PARTIALS], tl.float32)
+    largest = tl.full([NUM_PARTIALS], float("-inf"), tl.float32)
     for start in range(0, num_sequences, BLOCK):
         row = start + tl.arange(0, BLOCK).to(tl.int64)
         at = row[:, None] * NUM_PARTIALS + column[None, :]
-        values = tl.load(partials_ptr + at, mask=(row < num_sequences)[:, None], other=0.0)
-        total += tl.sum(values.to(tl.float64), 0)
-        largest = tl.maximum(largest, tl.max(values, 0))
+        inside = (row < num_sequences)[:, None] & (column < 10)[None, :]
+        values = tl.load(partials_ptr + at, mask=inside, other=0.0)
+        # The column of minima holds -inf for a sequence without tokens, which no sum may meet.
+        total += tl.sum(tl.where((column < 9)[None, :], values, 0.0).to(tl.float64), 0)
+        largest = tl.maximum(largest, tl.max(tl.where(inside, values, float("-inf")), 0))
     zero = tl.zeros([NUM_PARTIALS], tl.float64)
     num_tokens = tl.sum(tl.where(column == 0, total, zero), 0)
     mean = total / tl.maximum(num_tokens, 1.0)
     low = tl.sum(tl.where(column == 2, mean, zero), 0)
     high = tl.sum(tl.where(column == 3, mean, zero), 0)
+    smallest_negated = tl.max(tl.where(column == 9, largest, float("-inf")), 0)
     tl.store(num_tokens_ptr, num_tokens.to(tl.int64))
     tl.store(sums_ptr + 0, tl.sum(tl.where(column == 1, total, zero), 0).to(tl.float32))
     tl.store(sums_ptr + 1, low.to(tl.float32))
@@ -249,7 +320,10 @@ def _reduce_partials_kernel(
     tl.store(sums_ptr + 3, (low + high).to(tl.float32))
     tl.store(sums_ptr + 4, tl.sum(tl.where(column == 4, mean, zero), 0).to(tl.float32))
     tl.store(sums_ptr + 5, tl.sum(tl.where(column == 5, mean, zero), 0).to(tl.float32))
-    tl.store(sums_ptr + 6, tl.max(tl.where(column == 6, largest, 0.0), 0))
+    tl.store(sums_ptr + 6, tl.sum(tl.where(column == 7, mean, zero), 0).to(tl.float32))
+    tl.store(sums_ptr + 7, tl.sum(tl.where(column == 8, mean, zero), 0).to(tl.float32))
+    tl.store(sums_ptr + 8, tl.max(tl.where(column == 6, largest, float("-inf")), 0))
+    tl.store(sums_ptr + 9, tl.where(num_tokens > 0, -smallest_negated, 0.0))
 
 
 def _launch(
@@ -261,13 +335,15 @@ def _launch(
     per_token_advantages: bool,
     old_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
+    policy_weights: Tensor | None,
+    log_is_weights: Tensor | None,
     spec: PolicyLossSpec,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """sums (7,), num_tokens (), and the gradient (N,) short of the denominator."""
+    """sums (10,), num_tokens (), and the gradient (N,) short of the denominator."""
     device = logprobs.device
     logprobs = logprobs.contiguous()
-    sums = torch.zeros(7, dtype=torch.float32, device=device)
+    sums = torch.zeros(10, dtype=torch.float32, device=device)
     num_tokens = torch.zeros((), dtype=torch.int64, device=device)
     gradient = None
     if need_gradient:
@@ -284,24 +360,34 @@ def _launch(
         logprobs if cu_seqlens is None else cu_seqlens.contiguous(),
         logprobs if old_logprobs is None else old_logprobs.contiguous(),
         logprobs if ref_logprobs is None else ref_logprobs.contiguous(),
+        logprobs if policy_weights is None else policy_weights.contiguous(),
+        logprobs if log_is_weights is None else log_is_weights.contiguous(),
         partials if gradient is None else gradient,
         partials,
         logprobs.numel() // num_sequences,
         1.0 - spec.epsilon_low,
         1.0 + spec.epsilon_high,
-        float("inf") if spec.delta is None else float(spec.delta),
+        float("inf") if spec.negative_cap is None else float(spec.negative_cap),
         float(spec.epsilon_high),
         float(spec.sapo_temperature_pos),
         float(spec.sapo_temperature_neg),
+        float(spec.vespo_k_pos),
+        float(spec.vespo_lambda_pos),
+        float(spec.vespo_k_neg),
+        float(spec.vespo_lambda_neg),
         float(spec.beta),
         PACKED=cu_seqlens is not None,
         HAS_MASK=mask is not None,
         HAS_OLD=old_logprobs is not None,
         KL=0 if ref_logprobs is None else int(spec.kl_type.removeprefix("k")),
+        KL_CORRECTION=ref_logprobs is not None and spec.kl_bias_correction,
+        HAS_POLICY_WEIGHTS=policy_weights is not None,
+        HAS_LOG_IS_WEIGHTS=log_is_weights is not None,
         PER_TOKEN_ADVANTAGES=per_token_advantages,
         SEQUENCE_LEVEL=spec.importance_sampling_level == "sequence",
         CISPO=spec.loss_type == "cispo",
         SAPO=spec.loss_type == "sapo",
+        VESPO=spec.loss_type == "vespo",
         SEQUENCE_MEAN=spec.loss_type in SEQUENCE_MEAN_LOSSES,
         NEED_GRADIENT=need_gradient,
         BLOCK=BLOCK,
@@ -370,6 +456,8 @@ def policy_loss(
     per_token_advantages: bool,
     old_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
+    policy_weights: Tensor | None,
+    log_is_weights: Tensor | None,
     spec: PolicyLossSpec,
     denominators: Denominators,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -391,11 +479,24 @@ def policy_loss(
         "per_token_advantages": per_token_advantages,
         "old_logprobs": old_logprobs,
         "ref_logprobs": ref_logprobs,
+        "policy_weights": policy_weights,
+        "log_is_weights": log_is_weights,
         "spec": spec,
     }
     loss, sums, num_tokens = _PolicyLoss.apply(logprobs, launch, denominators)
-    names = ("low_mean", "high_mean", "region_mean")
-    metrics = {f"clip_ratio/{name}": sums[i + 1] for i, name in enumerate(names)}
-    metrics.update({"ratio/mean": sums[4], "ratio/max": sums[6], "kl": sums[5]})
+    names = (
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "clip_ratio/region_mean",
+        "ratio/mean",
+        "kl",
+        "clip_ratio/cap_mean",
+        "vespo/phi_mean",
+        "ratio/max",
+        "ratio/min",
+    )
+    metrics = {name: sums[i + 1] for i, name in enumerate(names)}
+    if spec.loss_type != "vespo":
+        del metrics["vespo/phi_mean"]
     metrics["num_tokens"] = num_tokens
     return loss, metrics

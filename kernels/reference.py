@@ -10,14 +10,15 @@ obvious; `linear_chunked` is the one to train with.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-TOKEN_MEAN_LOSSES = ("bnpo", "dapo", "cispo")
 SEQUENCE_MEAN_LOSSES = ("grpo", "sapo")
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 KL_TYPES = ("k1", "k2", "k3")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 SCALES = ("group", "batch", "none")
@@ -25,6 +26,10 @@ SCALES = ("group", "batch", "none")
 # exp(60) = 1.1e26: sums of such terms stay inside float32, and exp of anything larger would turn
 # a clipped token's zero gradient into 0 * inf = NaN.
 MAX_LOG_RATIO = 60.0
+
+# VESPO's bounds, TRL's: of a token's log-ratio, and of a sequence's log weight.
+VESPO_MAX_LOG = 20.0
+VESPO_MIN_LOG_WEIGHT = math.log(1e-8)
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,21 @@ class PolicyLossSpec:
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
     delta: float | None = None
+    dual_clip: float | None = None
     beta: float = 0.0
     kl_type: str = "k3"
+    kl_bias_correction: bool = False
     sapo_temperature_pos: float = 1.0
     sapo_temperature_neg: float = 1.05
+    vespo_k_pos: float = 2.0
+    vespo_lambda_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = 2.0
+
+    @property
+    def negative_cap(self) -> float | None:
+        """Upper bound of the ratio where A < 0; `delta` and `dual_clip` are two names of it."""
+        return self.delta if self.dual_clip is None else self.dual_clip
 
 
 @dataclass(frozen=True)
@@ -150,77 +166,132 @@ def token_weights(
     return weights / at_least_one(weights.sum() if tokens is None else tokens)
 
 
-def policy_loss(
-    logprobs: Tensor,
-    advantages: Tensor,
-    *,
-    mask: Tensor,
-    seq_index: Tensor,
-    num_sequences: int,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-    spec: PolicyLossSpec,
-    denominators: Denominators,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss (scalar) and metrics of flat tokens: all tensors (N,), `mask` bool.
+@dataclass(frozen=True)
+class PolicyInputs:
+    """What the loss of flat tokens (N,) reads besides their log-probabilities.
 
-    Token t of sequence `seq_index[t]` counts where `mask[t]`; other entries may hold anything,
-    NaN included.
+    Entries of masked tokens may hold anything, NaN included. None stands for: all unmasked; the
+    policy itself; no reference; weights of 1.
     """
-    dtype = accumulation_dtype(logprobs)
-    logp = torch.where(mask, logprobs.to(dtype), 0.0)
-    adv = torch.where(mask, advantages.to(dtype), 0.0)
-    old = logp.detach() if old_logprobs is None else torch.where(mask, old_logprobs.to(dtype), 0.0)
 
-    log_ratio = logp - old
+    advantages: Tensor
+    mask: Tensor
+    seq_index: Tensor
+    num_sequences: int
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    policy_weights: Tensor | None = None
+    """factor of the policy term of each token, a constant"""
+    log_is_weights: Tensor | None = None
+    """(B,) log of each sequence's rollout-correction weight, which enters VESPO's weight"""
+
+    def kept(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """The values in `dtype`, 0 where masked."""
+        return torch.where(self.mask, values.to(dtype), 0.0)
+
+    def sequence_sum(self, values: Tensor) -> Tensor:
+        """(N,) for each token the sum over the tokens of its sequence."""
+        return segment_sum(values, self.seq_index, self.num_sequences)[self.seq_index]
+
+
+def vespo_weights(
+    log_ratio: Tensor, adv: Tensor, inputs: PolicyInputs, spec: PolicyLossSpec
+) -> Tensor:
+    """phi = exp(lambda + k log w - lambda w) of each token's sequence, a constant."""
+    log_ratio = log_ratio.detach().clamp(-VESPO_MAX_LOG, VESPO_MAX_LOG)
+    log_w = inputs.sequence_sum(log_ratio)
+    if inputs.log_is_weights is not None:
+        log_w = log_w + inputs.log_is_weights.to(adv.dtype)[inputs.seq_index]
+    log_w = log_w.clamp(VESPO_MIN_LOG_WEIGHT, VESPO_MAX_LOG)
+    k = torch.full_like(adv, spec.vespo_k_pos).where(adv >= 0, spec.vespo_k_neg)
+    rate = torch.full_like(adv, spec.vespo_lambda_pos).where(adv >= 0, spec.vespo_lambda_neg)
+    return (rate + k * log_w - rate * log_w.exp()).exp()
+
+
+def clipped_objective(ratio: Tensor, adv: Tensor, spec: PolicyLossSpec) -> Tensor:
+    """min(ratio A, clip(ratio) A), from below bounded by cap A where A < 0."""
+    clipped = ratio.clamp(1 - spec.epsilon_low, 1 + spec.epsilon_high)
+    objective = torch.minimum(ratio * adv, clipped * adv)
+    if spec.negative_cap is None:
+        return objective
+    floor = spec.negative_cap * adv
+    return torch.where((adv < 0) & (objective < floor), floor, objective)
+
+
+def policy_loss(
+    logprobs: Tensor, inputs: PolicyInputs, spec: PolicyLossSpec, denominators: Denominators
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss (scalar) and metrics of flat tokens (N,)."""
+    dtype = accumulation_dtype(logprobs)
+    mask = inputs.mask
+    logp = inputs.kept(logprobs, dtype)
+    adv = inputs.kept(inputs.advantages, dtype)
+    old = logp.detach() if inputs.old_logprobs is None else inputs.kept(inputs.old_logprobs, dtype)
+
+    token_log_ratio = log_ratio = logp - old
     if spec.importance_sampling_level == "sequence":
-        lengths = segment_sum(mask.to(dtype), seq_index, num_sequences).clamp(min=1)
-        log_ratio = (segment_sum(log_ratio, seq_index, num_sequences) / lengths)[seq_index]
+        lengths = inputs.sequence_sum(mask.to(dtype)).clamp(min=1)
+        log_ratio = inputs.sequence_sum(log_ratio) / lengths
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
 
-    low, high = 1 - spec.epsilon_low, 1 + spec.epsilon_high
+    none = torch.zeros_like(mask)
+    low_clipped = high_clipped = capped = none
+    phi = None
     if spec.loss_type == "cispo":
-        token_loss = -ratio.detach().clamp(max=spec.epsilon_high) * adv * logp
-        low_clipped = torch.zeros_like(mask)
+        objective = ratio.detach().clamp(max=spec.epsilon_high) * adv * logp
         high_clipped = (ratio > spec.epsilon_high) & (adv > 0)
     elif spec.loss_type == "sapo":
         # full_like: two floats would give float32, which a float64 caller would see.
         positive = torch.full_like(adv, spec.sapo_temperature_pos)
         temperature = torch.where(adv > 0, positive, spec.sapo_temperature_neg)
-        gate = torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature
-        token_loss = -gate * adv
-        low_clipped = high_clipped = torch.zeros_like(mask)
+        objective = torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature * adv
+    elif spec.loss_type == "vespo":
+        phi = vespo_weights(token_log_ratio, adv, inputs, spec)
+        objective = phi * adv * logp
     else:
-        capped = ratio if spec.delta is None else ratio.clamp(max=spec.delta)
-        token_loss = -torch.minimum(capped * adv, ratio.clamp(low, high) * adv)
-        low_clipped = (ratio < low) & (adv < 0)
-        high_clipped = (ratio > high) & (adv > 0)
+        objective = clipped_objective(ratio, adv, spec)
+        low_clipped = (ratio < 1 - spec.epsilon_low) & (adv < 0)
+        high_clipped = (ratio > 1 + spec.epsilon_high) & (adv > 0)
+        if spec.negative_cap is not None:
+            capped = (ratio > spec.negative_cap) & (adv < 0)
+    if inputs.policy_weights is not None:
+        objective = objective * inputs.kept(inputs.policy_weights, dtype)
+    token_loss = -objective
 
     kl = torch.zeros_like(logp)
-    if ref_logprobs is not None:
-        ref = torch.where(mask, ref_logprobs.to(dtype), 0.0)
-        kl = kl_estimate(logp, ref, spec.kl_type)
+    if inputs.ref_logprobs is not None:
+        kl = kl_estimate(logp, inputs.kept(inputs.ref_logprobs, dtype), spec.kl_type)
+        if spec.kl_bias_correction:
+            kl = kl * ratio
         if spec.beta != 0:
             token_loss = token_loss + spec.beta * kl
 
-    weights = token_weights(spec, denominators, mask, seq_index, num_sequences, dtype)
+    weights = token_weights(spec, denominators, mask, inputs.seq_index, inputs.num_sequences, dtype)
     loss = (weights * token_loss).sum()
 
     num_tokens = mask.sum()
 
     def mean(values: Tensor) -> Tensor:
-        return torch.where(mask, values.detach().to(dtype), 0.0).sum() / num_tokens.clamp(min=1)
+        return inputs.kept(values.detach(), dtype).sum() / num_tokens.clamp(min=1)
 
-    present = torch.cat([ratio.new_zeros(1), torch.where(mask, ratio.detach(), 0.0)])
+    present = ratio.detach()
     metrics = {
         "clip_ratio/low_mean": mean(low_clipped),
         "clip_ratio/high_mean": mean(high_clipped),
         "clip_ratio/region_mean": mean(low_clipped | high_clipped),
+        "clip_ratio/cap_mean": mean(capped),
         "ratio/mean": mean(ratio),
-        "ratio/max": present.max(),
+        "ratio/max": torch.cat([ratio.new_zeros(1), torch.where(mask, present, 0.0)]).amax(),
+        "ratio/min": torch.where(
+            num_tokens > 0,
+            torch.cat([ratio.new_full((1,), torch.inf), present.where(mask, torch.inf)]).amin(),
+            0.0,
+        ),
         "kl": mean(kl),
         "num_tokens": num_tokens,
     }
+    if phi is not None:
+        metrics["vespo/phi_mean"] = mean(phi)
     return loss, metrics
 
 
@@ -262,15 +333,10 @@ def linear_policy_loss(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    advantages: Tensor,
-    *,
-    mask: Tensor,
-    seq_index: Tensor,
-    num_sequences: int,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
+    inputs: PolicyInputs,
     spec: PolicyLossSpec,
     denominators: Denominators,
+    *,
     bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     logit_scale: float = 1.0,
@@ -287,20 +353,13 @@ def linear_policy_loss(
         logit_scale=logit_scale,
         softcap=softcap,
     )
-    loss, metrics = policy_loss(
-        logp,
-        advantages,
-        mask=mask,
-        seq_index=seq_index,
-        num_sequences=num_sequences,
-        old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs,
-        spec=spec,
-        denominators=denominators,
-    )
+    loss, metrics = policy_loss(logp, inputs, spec, denominators)
     if entropy_coef != 0:
-        weights = token_weights(spec, denominators, mask, seq_index, num_sequences, logp.dtype)
-        loss = loss - entropy_coef * (weights * torch.where(mask, entropy, 0.0)).sum()
-    kept = torch.where(mask, entropy.detach(), 0.0)
-    metrics["entropy"] = kept.sum() / mask.sum().clamp(min=1)
+        weights = token_weights(
+            spec, denominators, inputs.mask, inputs.seq_index, inputs.num_sequences, logp.dtype
+        )
+        loss = loss - entropy_coef * (weights * inputs.kept(entropy, logp.dtype)).sum()
+    metrics["entropy"] = inputs.kept(entropy.detach(), logp.dtype).sum() / inputs.mask.sum().clamp(
+        min=1
+    )
     return loss, logp.detach(), entropy.detach(), metrics

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from sec_grpo.ops import group_advantages as group_advantages
     from sec_grpo.ops import linear_logprob as linear_logprob
     from sec_grpo.ops import linear_policy_loss as linear_policy_loss
+    from sec_grpo.ops import off_policy_mask as off_policy_mask
     from sec_grpo.ops import policy_loss as policy_loss
+    from sec_grpo.ops import rollout_weights as rollout_weights
+    from sec_grpo.ops import top_entropy_mask as top_entropy_mask
     from sec_grpo.trainer import GRPOConfig as GRPOConfig
     from sec_grpo.trainer import GRPOTrainer as GRPOTrainer
 
@@ -43,7 +46,15 @@ _MODULES = {
         "StaticWeights",
         "Strategy",
     ),
-    "sec_grpo.ops": ("group_advantages", "linear_logprob", "linear_policy_loss", "policy_loss"),
+    "sec_grpo.ops": (
+        "group_advantages",
+        "linear_logprob",
+        "linear_policy_loss",
+        "off_policy_mask",
+        "policy_loss",
+        "rollout_weights",
+        "top_entropy_mask",
+    ),
     "sec_grpo.trainer": ("GRPOConfig", "GRPOTrainer"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

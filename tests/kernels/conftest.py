@@ -36,6 +36,26 @@ def poisoned_memory():
     torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
+def vespo_log_weight(tokens, frozen, old, is_weights, i, num_sequences):
+    """log w of sequence i, with TRL's bounds."""
+    lowest, highest = np.log(1e-8), 20.0
+    total = 0.0
+    for t in tokens:
+        if old is not None:
+            total += min(max(frozen[t] - old[t], -highest), highest)
+        if is_weights is not None and len(is_weights) != num_sequences:
+            total += min(max(np.log(is_weights[t]), lowest), highest)
+    if is_weights is not None and len(is_weights) == num_sequences:
+        total += min(max(np.log(is_weights[i]), lowest), highest)
+    return min(max(total, lowest), highest)
+
+
+def live_ratio(tokens, t, logp, behaviour, level):
+    if level == "sequence":
+        return np.exp(sum(logp[u] - behaviour[u] for u in tokens) / len(tokens))
+    return np.exp(logp[t] - behaviour[t])
+
+
 def loop_policy_loss(
     logp,
     advantages,
@@ -49,20 +69,32 @@ def loop_policy_loss(
     epsilon_low=0.2,
     epsilon_high=0.2,
     delta=None,
+    dual_clip=None,
     beta=0.0,
     kl_type="k3",
+    kl_bias_correction=False,
+    is_weights=None,
+    policy_mask=None,
     max_completion_length=None,
     frozen=None,
     sapo_temperatures=(1.0, 1.05),
 ):
-    """The loss of packed float64 tokens by explicit loops; `frozen` is logp in CISPO's weight."""
+    """The loss of packed float64 tokens by explicit loops; `frozen` is logp where held constant.
+
+    is_weights and policy_mask are per token or per sequence.
+    """
     total, start = 0.0, 0
     frozen = logp if frozen is None else frozen
     mask = np.ones(len(logp), bool) if mask is None else mask
+
+    def per_token(values, i, t):
+        return values[i] if len(values) == len(lengths) else values[t]
+
     for i, length in enumerate(lengths):
         tokens = [t for t in range(start, start + length) if mask[t]]
         start += length
         in_sequence = 0.0
+        log_w = vespo_log_weight(tokens, frozen, old, is_weights, i, len(lengths))
         for t in tokens:
             source = frozen if loss_type == "cispo" else logp
             behaviour = frozen if old is None else old
@@ -71,19 +103,33 @@ def loop_policy_loss(
             else:
                 log_ratio = source[t] - behaviour[t]
             ratio = np.exp(log_ratio)
-            a = advantages[i] if len(advantages) == len(lengths) else advantages[t]
+            a = per_token(advantages, i, t)
+            weight = 1.0 if is_weights is None else per_token(is_weights, i, t)
             if loss_type == "cispo":
                 value = -min(ratio, epsilon_high) * a * logp[t]
             elif loss_type == "sapo":
                 tau = sapo_temperatures[0 if a > 0 else 1]
                 value = -4 / (tau * (1 + np.exp(-tau * (ratio - 1)))) * a
+            elif loss_type == "vespo":
+                k, rate = (2.0, 3.0) if a >= 0 else (3.0, 2.0)
+                value = -np.exp(rate + k * log_w - rate * np.exp(log_w)) * a * logp[t]
+                weight = 1.0
             else:
                 first = ratio if delta is None else min(ratio, delta)
                 second = min(max(ratio, 1 - epsilon_low), 1 + epsilon_high)
-                value = -min(first * a, second * a)
+                objective = min(first * a, second * a)
+                if dual_clip is not None and a < 0:
+                    objective = max(objective, dual_clip * a)
+                value = -objective
+            value *= weight
+            if policy_mask is not None and not per_token(policy_mask, i, t):
+                value = 0.0
             if beta:
                 d = logp[t] - ref[t]
-                value += beta * {"k1": d, "k2": d * d / 2, "k3": np.exp(-d) + d - 1}[kl_type]
+                kl = {"k1": d, "k2": d * d / 2, "k3": np.exp(-d) + d - 1}[kl_type]
+                if kl_bias_correction:
+                    kl *= live_ratio(tokens, t, logp, behaviour, level)
+                value += beta * kl
             in_sequence += value
         if loss_type in ("grpo", "sapo"):
             in_sequence /= max(len(tokens), 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sec_grpo.kernels import reference
-from sec_grpo.kernels.reference import Denominators, PolicyLossSpec
+from sec_grpo.kernels.reference import Denominators, PolicyInputs, PolicyLossSpec
 from sec_grpo.ops import linear_logprob, linear_policy_loss, policy_loss
 
 LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"]
@@ -68,15 +68,10 @@ def test_matches_the_full_logits_reference(loss_type, level, masked, entropy_coe
         second[0],
         second[1],
         case["targets"],
-        ADVANTAGES[seq_index],
+        PolicyInputs(ADVANTAGES[seq_index], mask, seq_index, 4, old, old),
+        PolicyLossSpec(**options),
+        Denominators(max_completion_length=9),
         bias=second[2],
-        mask=mask,
-        seq_index=seq_index,
-        num_sequences=4,
-        old_logprobs=old,
-        ref_logprobs=old,
-        spec=PolicyLossSpec(**options),
-        denominators=Denominators(max_completion_length=9),
         entropy_coef=entropy_coef,
         **head,
     )
@@ -233,7 +228,7 @@ def test_all_masked_is_zero_with_zero_gradients(loss_type, entropy_coef):
         ({"hidden": torch.zeros(10, 5)}, ValueError, r"hidden must have shape \(11, 5\)"),
         ({"entropy_coef": -0.1}, ValueError, "entropy_coef must be finite, at least 0, got -0.1"),
         ({"temperature": torch.ones(4)}, ValueError, r"temperature must have shape \(11,\)"),
-        ({"loss_type": "vespo"}, ValueError, "loss_type must be one of grpo, bnpo"),
+        ({"loss_type": "ppo"}, ValueError, "loss_type must be one of grpo, bnpo"),
     ],
 )
 def test_errors_name_the_argument(kwargs, error, message):

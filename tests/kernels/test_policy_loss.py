@@ -150,7 +150,11 @@ def test_on_policy_ratio_is_exactly_one_and_its_gradient_flows():
 
 @pytest.mark.parametrize(
     ("loss_type", "level"),
-    [*itertools.product(LOSS_TYPES, ["token", "sequence"]), ("luspo", "sequence")],
+    [
+        *itertools.product(LOSS_TYPES, ["token", "sequence"]),
+        ("luspo", "sequence"),
+        ("vespo", "token"),
+    ],
 )
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("per_token", [False, True])
@@ -160,7 +164,7 @@ def test_against_the_loop_oracle(loss_type, level, masked, per_token, packed_cas
     for off_policy, kl_type, delta in itertools.product(
         [False, True], [None, "k1", "k2", "k3"], [None, 1.4]
     ):
-        if delta is not None and loss_type in ("cispo", "sapo"):
+        if delta is not None and loss_type in ("cispo", "sapo", "vespo"):
             continue
         shared = {"loss_type": loss_type, "epsilon_high": 0.3, "delta": delta}
         shared.update(beta=0.2 if kl_type else 0.0, kl_type=kl_type or "k3")
@@ -191,6 +195,108 @@ def test_against_the_loop_oracle(loss_type, level, masked, per_token, packed_cas
         result.loss.backward()
         np.testing.assert_allclose(result.loss.item(), expected, rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(logp.grad, expected_gradient, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "level"),
+    [
+        ("dapo", "token"),
+        ("grpo", "sequence"),
+        ("cispo", "sequence"),
+        ("sapo", "token"),
+        ("luspo", "sequence"),
+        ("vespo", "token"),
+    ],
+)
+@pytest.mark.parametrize("off_policy", [False, True])
+@pytest.mark.parametrize("weights", [None, "token", "sequence"])
+@pytest.mark.parametrize("kept", [None, "token", "sequence"])
+def test_corrections_against_the_loop_oracle(
+    loss_type, level, off_policy, weights, kept, packed_case, oracle
+):
+    case, (loop_loss, loop_gradient) = packed_case, oracle
+    generator = np.random.default_rng(3)
+    sizes = {"token": len(case["logp"]), "sequence": len(case["lengths"])}
+    shared = {
+        "loss_type": loss_type,
+        "epsilon_high": 0.3,
+        # Below 1 + epsilon_high, where it differs from delta.
+        "dual_clip": 1.1 if loss_type in ("dapo", "grpo", "luspo") else None,
+        "beta": 0.3,
+        "kl_type": "k3",
+        "kl_bias_correction": True,
+        "is_weights": None if weights is None else generator.uniform(0.3, 1.5, sizes[weights]),
+        "policy_mask": None if kept is None else generator.random(sizes[kept]) < 0.6,
+    }
+    loop = {
+        "mask": case["mask"],
+        "old": case["old"] if off_policy else None,
+        "ref": case["ref"],
+        "level": level,
+        **shared,
+    }
+    args = (case["logp"], case["advantages"], case["lengths"])
+    logp = torch.from_numpy(case["logp"]).requires_grad_()
+    tensors = {
+        name: value if not isinstance(value, np.ndarray) else torch.from_numpy(value)
+        for name, value in shared.items()
+    }
+    result = policy_loss(
+        logp,
+        torch.from_numpy(case["advantages"]),
+        mask=torch.from_numpy(case["mask"]),
+        cu_seqlens=case["cu_seqlens"],
+        old_logprobs=torch.from_numpy(case["old"]) if off_policy else None,
+        ref_logprobs=torch.from_numpy(case["ref"]),
+        importance_sampling_level=level,
+        backend="torch",
+        **tensors,
+    )
+    result.loss.backward()
+    # Weights without float64 of their own are float32 in the mask's product.
+    np.testing.assert_allclose(result.loss.item(), loop_loss(*args, **loop), rtol=1e-12)
+    expected = loop_gradient(*args, **loop)
+    np.testing.assert_allclose(logp.grad, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_dual_clip_by_hand():
+    # Where A < 0 the ratios 0.5, 1, 3 count 0.8, 1 and now 1.1; only the second has a gradient.
+    loss, gradient, metrics = run(old_logprobs=OLD, dual_clip=1.1)
+    assert loss == pytest.approx((-1.7 + 2.9) / 5, rel=1e-6)
+    torch.testing.assert_close(gradient, torch.tensor([0.0, -0.5, 0.0, 1.0, 0.0]) / 5)
+    assert metrics["clip_ratio/cap_mean"].item() == pytest.approx(1 / 5)
+    assert metrics["ratio/min"].item() == pytest.approx(0.5)
+
+
+def test_vespo_by_hand():
+    # w: 1.5 * 0.5 = 0.75 with k, lambda = 2, 3, and 0.5 * 1 * 3 = 1.5 with 3, 2.
+    loss, gradient, metrics = run(old_logprobs=OLD, loss_type="vespo")
+    phi = [math.exp(3 - 3 * 0.75) * 0.75**2, math.exp(2 - 2 * 1.5) * 1.5**3]
+    assert loss == pytest.approx((phi[0] * 3 - phi[1] * 6) / 5, rel=1e-5)
+    expected = torch.tensor([-phi[0], -phi[0], phi[1], phi[1], phi[1]]) / 5
+    torch.testing.assert_close(gradient, expected)
+    assert metrics["vespo/phi_mean"].item() == pytest.approx((2 * phi[0] + 3 * phi[1]) / 5)
+    # On-policy phi is 1: plain policy gradient.
+    _, gradient, _ = run(loss_type="vespo")
+    torch.testing.assert_close(gradient, torch.tensor([-1.0, -1, 1, 1, 1]) / 5)
+    # A weight of 2 for the first sequence: w = 1.5.
+    _, gradient, _ = run(old_logprobs=OLD, loss_type="vespo", is_weights=torch.tensor([2.0, 1.0]))
+    assert gradient[0].item() == pytest.approx(-math.exp(3 - 4.5) * 1.5**2 / 5)
+
+
+def test_vespo_stays_finite_far_off_policy():
+    for shift in (-1e4, 1e4):
+        loss, gradient, _ = run(old_logprobs=LOGP + shift, loss_type="vespo")
+        assert math.isfinite(loss)
+        assert gradient.isfinite().all()
+
+
+def test_a_dropped_token_may_have_an_infinite_weight():
+    weights = torch.tensor([math.inf, 1.0, 1.0, 1.0, 1.0])
+    keep = torch.tensor([False, True, True, True, True])
+    loss, gradient, _ = run(old_logprobs=OLD, is_weights=weights, policy_mask=keep)
+    assert loss == pytest.approx((-0.5 + 4.8) / 5, rel=1e-6)
+    assert gradient[0] == 0
 
 
 @pytest.mark.parametrize("edge", [0.75, 1.25])
@@ -355,7 +461,7 @@ def test_only_logprobs_get_a_gradient():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"loss_type": "ppo"}, ValueError, "one of grpo, bnpo, .*, sapo, luspo, got 'ppo'"),
+        ({"loss_type": "ppo"}, ValueError, "one of grpo, bnpo, .*, sapo, luspo, vespo, got 'ppo'"),
         ({"loss_type": "luspo"}, ValueError, "must be 'sequence' with loss_type='luspo'"),
         ({"loss_type": "sapo", "delta": 2.0}, ValueError, "it goes with grpo, bnpo, dr_grpo"),
         ({"sapo_temperature_neg": 0.0}, ValueError, "sapo_temperature_neg must be finite, gr"),

@@ -73,7 +73,11 @@ def assert_matches_truth(device, call, rtol=1e-5):
 
 @pytest.mark.parametrize(
     ("loss_type", "level"),
-    [*itertools.product(LOSS_TYPES, ["token", "sequence"]), ("luspo", "sequence")],
+    [
+        *itertools.product(LOSS_TYPES, ["token", "sequence"]),
+        ("luspo", "sequence"),
+        ("vespo", "token"),
+    ],
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_every_combination(loss_type, level, masked, triton_device, poisoned_memory):
@@ -95,13 +99,56 @@ def test_every_combination(loss_type, level, masked, triton_device, poisoned_mem
             "loss_type": loss_type,
             "importance_sampling_level": level,
             "epsilon_high": 0.3,
-            "delta": 1.5 if off_policy and loss_type not in ("cispo", "sapo") else None,
+            "delta": 1.5 if off_policy and loss_type not in ("cispo", "sapo", "vespo") else None,
             "beta": 0.1 if kl_type else 0.0,
             "kl_type": kl_type or "k3",
             "max_completion_length": 4000,
             "upstream": -2.5,
         }
         assert_matches_truth(triton_device, call)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "level"),
+    [
+        ("dapo", "token"),
+        ("grpo", "sequence"),
+        ("cispo", "sequence"),
+        ("sapo", "token"),
+        ("luspo", "sequence"),
+        ("vespo", "token"),
+    ],
+)
+@pytest.mark.parametrize("weights", [None, "token", "sequence"])
+def test_corrections(loss_type, level, weights, triton_device, poisoned_memory):
+    case = make_case(5)
+    generator = torch.Generator().manual_seed(6)
+    size = {"token": len(case["logp"]), "sequence": len(LENGTHS), None: 0}[weights]
+    # VESPO's weight is a product over the sequence: near 1, so that it is not 0.
+    spread = 0.01 if loss_type == "vespo" else 0.5
+    case["logp"][~case["mask"]] = float("nan")
+    off_policy = case["logp"] - (case["logp"] - case["old"]) * spread
+    for with_old, kl_type in ((False, "k3"), (True, "k3"), (True, "k1"), (True, "k2")):
+        call = {
+            "logp": case["logp"],
+            "advantages": case["advantages"],
+            "mask": case["mask"],
+            "cu_seqlens": case["cu_seqlens"],
+            "old_logprobs": off_policy if with_old else None,
+            "ref_logprobs": case["ref"],
+            "loss_type": loss_type,
+            "importance_sampling_level": level,
+            "dual_clip": 1.15 if loss_type in ("dapo", "grpo", "luspo") else None,
+            "beta": 0.1,
+            "kl_type": kl_type,
+            "kl_bias_correction": True,
+            "is_weights": (
+                1 + spread * (torch.rand(size, generator=generator) - 0.5) if weights else None
+            ),
+            "policy_mask": torch.rand(len(case["logp"]), generator=generator) > 0.2,
+            "upstream": -2.5,
+        }
+        assert_matches_truth(triton_device, call, rtol=3e-5)
 
 
 @pytest.mark.parametrize("length", [1, 7, 1024, 1100])

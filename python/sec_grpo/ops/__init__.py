@@ -4,6 +4,7 @@
 """
 
 from sec_grpo.ops.advantages import GroupAdvantages, group_advantages
+from sec_grpo.ops.correction import off_policy_mask, rollout_weights, top_entropy_mask
 from sec_grpo.ops.linear import (
     LinearLogprob,
     LinearPolicyLoss,
@@ -20,5 +21,8 @@ __all__ = [
     "group_advantages",
     "linear_logprob",
     "linear_policy_loss",
+    "off_policy_mask",
     "policy_loss",
+    "rollout_weights",
+    "top_entropy_mask",
 ]

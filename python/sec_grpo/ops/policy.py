@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from sec_grpo.kernels import reference
-from sec_grpo.kernels.reference import Denominators, PolicyLossSpec
 from sec_grpo.ops import _checks
-
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo"]
-ImportanceSamplingLevel = Literal["token", "sequence"]
-KlType = Literal["k1", "k2", "k3"]
+from sec_grpo.ops._loss import (
+    ImportanceSamplingLevel,
+    KlType,
+    LossTensors,
+    LossType,
+    check_denominators,
+    check_spec,
+    dispatch_policy_loss,
+)
 
 
 class PolicyLoss(NamedTuple):
@@ -28,160 +30,6 @@ class PolicyLoss(NamedTuple):
     """Detached scalars on the device of logprobs."""
 
 
-def check_spec(
-    loss_type: str,
-    importance_sampling_level: str,
-    epsilon_low: float,
-    epsilon_high: float,
-    delta: float | None,
-    beta: float,
-    kl_type: str,
-    sapo_temperature_pos: float,
-    sapo_temperature_neg: float,
-) -> PolicyLossSpec:
-    """The loss keywords, validated."""
-    _checks.check_choice("loss_type", loss_type, reference.LOSS_TYPES)
-    _checks.check_choice(
-        "importance_sampling_level",
-        importance_sampling_level,
-        reference.IMPORTANCE_SAMPLING_LEVELS,
-    )
-    _checks.check_choice("kl_type", kl_type, reference.KL_TYPES)
-    _checks.check_number("epsilon_low", epsilon_low, 0, high=1)
-    _checks.check_number("epsilon_high", epsilon_high, 0)
-    _checks.check_number("beta", beta, 0)
-    _checks.check_number("sapo_temperature_pos", sapo_temperature_pos, 0, strict=True)
-    _checks.check_number("sapo_temperature_neg", sapo_temperature_neg, 0, strict=True)
-    if loss_type == "luspo" and importance_sampling_level != "sequence":
-        raise ValueError(
-            "importance_sampling_level must be 'sequence' with loss_type='luspo', got "
-            f"{importance_sampling_level!r}"
-        )
-    if delta is not None:
-        if loss_type == "sapo":
-            raise ValueError(
-                "delta must be None with loss_type='sapo', whose gate replaces the clip; it goes "
-                f"with grpo, bnpo, dr_grpo, dapo and luspo, got {delta}"
-            )
-        if loss_type == "cispo":
-            raise ValueError(
-                f"delta must be None with loss_type='cispo', whose epsilon_high already bounds "
-                f"the weight on both signs of the advantage, got {delta}"
-            )
-        _checks.check_number("delta", delta, 1 + epsilon_high)
-    return PolicyLossSpec(
-        loss_type,
-        importance_sampling_level,
-        epsilon_low,
-        epsilon_high,
-        delta,
-        beta,
-        kl_type,
-        sapo_temperature_pos,
-        sapo_temperature_neg,
-    )
-
-
-def check_denominators(
-    loss_type: str,
-    num_items_in_batch: float | Tensor | None,
-    num_sequences_in_batch: float | Tensor | None,
-    max_completion_length: float | None,
-    device: torch.device,
-) -> Denominators:
-    """The batch-wide counts, validated."""
-    _checks.check_count("num_items_in_batch", num_items_in_batch, device)
-    _checks.check_count("num_sequences_in_batch", num_sequences_in_batch, device)
-    if max_completion_length is not None:
-        _checks.check_number("max_completion_length", max_completion_length, 0, strict=True)
-    elif loss_type == "dr_grpo":
-        raise ValueError(
-            "max_completion_length must be given with loss_type='dr_grpo', got None; it is the "
-            "generation limit, a constant of the run"
-        )
-    return Denominators(num_items_in_batch, num_sequences_in_batch, max_completion_length)
-
-
-def check_advantages(
-    advantages: Tensor, layout: _checks.Layout, device: torch.device, like: str
-) -> bool:
-    """Whether the advantages are one per token (else one per sequence)."""
-    _checks.check_dtype("advantages", advantages, _checks.FLOAT_DTYPES)
-    _checks.check_device("advantages", advantages, device, like)
-    shape = tuple(advantages.shape)
-    if shape == (layout.num_sequences,):
-        return False
-    if shape == layout.shape:
-        return True
-    raise ValueError(
-        f"advantages must have shape ({layout.num_sequences},) (one per sequence) or "
-        f"{layout.shape} (one per token), got {shape}"
-    )
-
-
-def check_other_logprobs(
-    layout: _checks.Layout,
-    device: torch.device,
-    like: str,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-    beta: float,
-) -> None:
-    """The behaviour and reference policies' log-probabilities."""
-    for name, tensor in (("old_logprobs", old_logprobs), ("ref_logprobs", ref_logprobs)):
-        if tensor is not None:
-            _checks.check_dtype(name, tensor, _checks.FLOAT_DTYPES)
-            _checks.check_shape(name, tensor, layout.shape, f"like {like}")
-            _checks.check_device(name, tensor, device, like)
-    if beta != 0 and ref_logprobs is None:
-        raise ValueError(f"ref_logprobs must be given with beta={beta}, got None")
-
-
-def dispatch_policy_loss(
-    logprobs: Tensor,
-    advantages: Tensor,
-    layout: _checks.Layout,
-    per_token_advantages: bool,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-    spec: PolicyLossSpec,
-    denominators: Denominators,
-    backend: str,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run validated arguments, in `layout`, on a backend."""
-    if backend == "auto" and logprobs.dtype == torch.float64:
-        backend = "torch"
-    if _checks.resolve_backend(backend, logprobs) == "torch":
-        seq_index = layout.seq_index(logprobs.device)
-        flat = advantages.reshape(-1) if per_token_advantages else advantages[seq_index]
-        return reference.policy_loss(
-            logprobs.reshape(-1),
-            flat.detach(),
-            mask=layout.flat_mask(logprobs.device),
-            seq_index=seq_index,
-            num_sequences=layout.num_sequences,
-            old_logprobs=None if old_logprobs is None else old_logprobs.detach().reshape(-1),
-            ref_logprobs=None if ref_logprobs is None else ref_logprobs.detach().reshape(-1),
-            spec=spec,
-            denominators=denominators,
-        )
-
-    from sec_grpo.kernels import policy_loss as triton_kernel
-
-    return triton_kernel.policy_loss(
-        logprobs.reshape(-1),
-        advantages.detach().reshape(-1),
-        mask=layout.flat(layout.mask),
-        cu_seqlens=layout.cu_seqlens,
-        num_sequences=layout.num_sequences,
-        per_token_advantages=per_token_advantages,
-        old_logprobs=layout.flat(old_logprobs),
-        ref_logprobs=layout.flat(ref_logprobs),
-        spec=spec,
-        denominators=denominators,
-    )
-
-
 def policy_loss(
     logprobs: Tensor,
     advantages: Tensor,
@@ -190,15 +38,23 @@ def policy_loss(
     cu_seqlens: Tensor | None = None,
     old_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
+    is_weights: Tensor | None = None,
+    policy_mask: Tensor | None = None,
     loss_type: LossType = "dapo",
     importance_sampling_level: ImportanceSamplingLevel = "token",
     epsilon_low: float = 0.2,
     epsilon_high: float = 0.2,
     delta: float | None = None,
+    dual_clip: float | None = None,
     beta: float = 0.0,
     kl_type: KlType = "k3",
+    kl_bias_correction: bool = False,
     sapo_temperature_pos: float = 1.0,
     sapo_temperature_neg: float = 1.05,
+    vespo_k_pos: float = 2.0,
+    vespo_lambda_pos: float = 3.0,
+    vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0,
     num_items_in_batch: float | Tensor | None = None,
     num_sequences_in_batch: float | Tensor | None = None,
     max_completion_length: float | None = None,
@@ -214,17 +70,20 @@ def policy_loss(
               + beta kl_t                                               (PPO, arXiv 1707.06347)
         l_t = -stop_gradient(min(rho_t, epsilon_high)) A_t logp_t + beta kl_t          ("cispo")
         l_t = -sigmoid(tau (rho_t - 1)) 4 / tau A_t + beta kl_t      ("sapo", arXiv 2511.20347)
+        l_t = -stop_gradient(phi) A_t logp_t + beta kl_t           ("vespo", arXiv 2602.10693)
 
-    with tau = sapo_temperature_pos where A > 0, else sapo_temperature_neg,
-
-    and the loss is their sum over unmasked tokens, weighted by ``loss_type``:
+    with tau = sapo_temperature_pos where A > 0, else sapo_temperature_neg, and for vespo
+    ``phi = exp(lambda + k log w - lambda w)``, w = exp(sum over i of (logp - old)) times the
+    product of is_weights, k and lambda those of the sign of A (``_pos`` where A >= 0). The policy
+    term of l_t, not the KL term, is multiplied by is_weights (but for vespo) and policy_mask.
+    The loss is the sum of l_t over unmasked tokens, weighted by ``loss_type``:
 
     - ``"grpo"`` (arXiv 2402.03300), ``"sapo"``: 1 / (tokens of its sequence x
       num_sequences_in_batch).
     - ``"luspo"`` (sequence level only): 1 / num_sequences_in_batch, so a sequence weighs as much
       as it has tokens, as TRL has it.
     - ``"dr_grpo"`` (arXiv 2503.20783): 1 / (num_sequences_in_batch x max_completion_length).
-    - ``"bnpo"``, ``"dapo"`` (arXiv 2503.14476), ``"cispo"`` (arXiv 2506.13585):
+    - ``"bnpo"``, ``"dapo"`` (arXiv 2503.14476), ``"cispo"`` (arXiv 2506.13585), ``"vespo"``:
       1 / num_items_in_batch.
 
     The counts default to those of the tensors at hand, in which empty sequences count as
@@ -232,7 +91,8 @@ def policy_loss(
     batch; sequences left out (dead groups) keep their share of the denominators in the same way.
 
     ``kl_t`` estimates KL(policy || reference): k1 = logp - ref, k2 = (logp - ref)^2 / 2,
-    k3 = exp(ref - logp) - (ref - logp) - 1.
+    k3 = exp(ref - logp) - (ref - logp) - 1; with kl_bias_correction it is multiplied by rho_t
+    (without delta), gradient through both (DeepSeek-V3.2, arXiv 2512.02556).
 
     Departures: (1) log-ratios are capped at 60 before exp, in rho and in k3, past which a token has
     no gradient through them: exp would overflow float32 to inf and its gradient to NaN. (2) CISPO
@@ -250,9 +110,18 @@ def policy_loss(
         old_logprobs: behaviour policy's, like logprobs. None is on-policy: the ratio is exactly 1
             and its gradient flows.
         ref_logprobs: reference policy's, like logprobs; needed when beta is not 0.
+        is_weights: rollout-correction weights, per token or (B,) per sequence, at least 0, a
+            constant; `rollout_weights` makes them.
+        policy_mask: per token or (B,) per sequence, bool or integer; 0 drops the policy term and
+            keeps the KL term and the place in the denominators; `off_policy_mask` and
+            `top_entropy_mask` make them.
         delta: upper bound of the ratio where A < 0 (two-sided clip, INTELLECT-2, arXiv
-            2505.07291), at least 1 + epsilon_high; None is none, as cispo and sapo must have it.
+            2505.07291), at least 1 + epsilon_high; None is none, as cispo, sapo and vespo must
+            have it.
+        dual_clip: the same bound under the name and range of dual-clip PPO (arXiv 1912.09729):
+            above 1, instead of delta.
         sapo_temperature_pos, sapo_temperature_neg: above 0; the higher, the narrower the gate.
+        vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg: above 0.
         num_items_in_batch, num_sequences_in_batch: a number or a tensor of one element.
         max_completion_length: the generation limit in tokens.
         backend: "triton" (no host synchronisation, no float64), "torch", or "auto": triton on a
@@ -262,9 +131,10 @@ def policy_loss(
     Returns:
         PolicyLoss(loss, metrics). Metrics, over unmasked tokens: clip_ratio/low_mean (rho below
         1 - epsilon_low where A < 0), clip_ratio/high_mean (rho above 1 + epsilon_high, or for
-        cispo above epsilon_high, where A > 0; both 0 for sapo), clip_ratio/region_mean (either),
-        ratio/mean, ratio/max, kl (mean of kl_t, 0 without ref_logprobs), num_tokens (int64). All
-        are 0, and so are loss and gradients, when no token is left.
+        cispo above epsilon_high, where A > 0; both 0 for sapo and vespo), clip_ratio/region_mean
+        (either), clip_ratio/cap_mean (rho above delta or dual_clip where A < 0), ratio/mean,
+        ratio/max, ratio/min, kl (mean of kl_t, 0 without ref_logprobs), num_tokens (int64), and
+        for vespo vespo/phi_mean. All are 0, and so are loss and gradients, when no token is left.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or range, naming the argument.
@@ -272,31 +142,36 @@ def policy_loss(
     _checks.check_dtype("logprobs", logprobs, _checks.FLOAT_DTYPES)
     device = logprobs.device
     layout = _checks.check_layout("logprobs", tuple(logprobs.shape), device, mask, cu_seqlens)
-    per_token = check_advantages(advantages, layout, device, "logprobs")
     spec = check_spec(
-        loss_type,
-        importance_sampling_level,
-        epsilon_low,
-        epsilon_high,
-        delta,
-        beta,
-        kl_type,
-        sapo_temperature_pos,
-        sapo_temperature_neg,
+        loss_type=loss_type,
+        importance_sampling_level=importance_sampling_level,
+        epsilon_low=epsilon_low,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        dual_clip=dual_clip,
+        beta=beta,
+        kl_type=kl_type,
+        kl_bias_correction=kl_bias_correction,
+        sapo_temperature_pos=sapo_temperature_pos,
+        sapo_temperature_neg=sapo_temperature_neg,
+        vespo_k_pos=vespo_k_pos,
+        vespo_lambda_pos=vespo_lambda_pos,
+        vespo_k_neg=vespo_k_neg,
+        vespo_lambda_neg=vespo_lambda_neg,
     )
-    check_other_logprobs(layout, device, "logprobs", old_logprobs, ref_logprobs, beta)
+    tensors = LossTensors.checked(
+        layout,
+        device,
+        "logprobs",
+        spec,
+        advantages=advantages,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        is_weights=is_weights,
+        policy_mask=policy_mask,
+    )
     denominators = check_denominators(
         loss_type, num_items_in_batch, num_sequences_in_batch, max_completion_length, device
     )
-    loss, metrics = dispatch_policy_loss(
-        logprobs,
-        advantages,
-        layout,
-        per_token,
-        old_logprobs,
-        ref_logprobs,
-        spec,
-        denominators,
-        backend,
-    )
+    loss, metrics = dispatch_policy_loss(logprobs, layout, tensors, spec, denominators, backend)
     return PolicyLoss(loss, metrics)
