@@ -107,6 +107,7 @@ def test_the_fused_filters_are_the_masks_composed(masked, per_token):
     # As many kept tokens as sequences: per token must not pass for per sequence.
     mask = torch.arange(11) % 3 == 0 if masked else None
     advantages = normal(11) if per_token else normal(4)
+    advantages[0] = -1.0
     first, second = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
     old = linear_logprob(hidden, weight, targets) - noise
     sampling = old + 0.2 * normal(11) + (torch.arange(11) < 4)
