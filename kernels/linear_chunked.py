@@ -9,7 +9,8 @@ multiplied with float32 accumulation and no rounding of the logits: on CUDA thro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def _has_mixed_mm(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
 
 
-def _raw_logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+def raw_logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """hidden (C, D) x weight (V, D)^T -> (C, V) in `dtype`."""
     if hidden.dtype == dtype:
         return hidden @ weight.T
@@ -54,7 +55,7 @@ def _raw_logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return logits
 
 
-class _Head:
+class Head:
     """The head's constants, and the map from raw products to logits z of one chunk."""
 
     def __init__(
@@ -137,6 +138,110 @@ def _float16_scale(grad: Tensor, dtype: torch.dtype) -> Tensor | None:
     return torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
+def _log_softmax(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row maximum, log of the rest's sum, and logp at the targets, all (C,); z less the maximum."""
+    top = z.amax(-1)
+    z -= top[:, None]
+    at_target = z.gather(1, targets[:, None])[:, 0]
+    # Two steps, not z - logsumexp: the sum is at least 1, so logp is never above 0.
+    log_total = z.exp().sum(-1).log()
+    return top, log_total, at_target - log_total
+
+
+def _entropy(logp_all: Tensor) -> Tensor:
+    """(C,) of log-probabilities (C, V); p log p is 0 where p is."""
+    p = logp_all.exp()
+    return -(p * logp_all.masked_fill(p == 0, 0.0)).sum(-1)
+
+
+def _logits_gradient(
+    logp_all: Tensor,
+    targets: Tensor,
+    grad_logp: Tensor | None,
+    entropy: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """d loss/d z (C, V) from log-probabilities, which are overwritten.
+
+    grad_logp (C,) is d loss/d logp of the targets; `entropy` is (d loss/d entropy, entropy).
+    """
+    grad_z = logp_all.exp()
+    if entropy is None:
+        assert grad_logp is not None
+        grad_z *= -grad_logp[:, None]
+    else:
+        grad_entropy, value = entropy
+        # d entropy/d z_j = -p_j (log p_j + entropy), whose limit at p_j = 0 is 0.
+        logp_all.masked_fill_(grad_z == 0, 0.0).add_(value[:, None])
+        logp_all *= grad_entropy[:, None]
+        if grad_logp is not None:
+            logp_all += grad_logp[:, None]
+        grad_z *= logp_all.neg_()
+    if grad_logp is not None:
+        grad_z.scatter_add_(1, targets[:, None], grad_logp[:, None])
+    return grad_z
+
+
+@dataclass
+class Gradients:
+    """Gradients under accumulation over chunks; None where not needed."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    """(V, D) in the accumulation dtype"""
+    bias: Tensor | None
+
+    @classmethod
+    def zeros(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        needed: Sequence[bool],
+        dtype: torch.dtype,
+        hidden_dtype: torch.dtype | None = None,
+    ) -> Gradients:
+        """Zeros of `hidden_dtype`, by default its own, for hidden; of `dtype` for the others."""
+        need_hidden, need_weight, need_bias = needed
+        return cls(
+            torch.zeros_like(hidden, dtype=hidden_dtype) if need_hidden else None,
+            torch.zeros_like(weight, dtype=dtype) if need_weight else None,
+            torch.zeros_like(bias, dtype=dtype) if need_bias and bias is not None else None,
+        )
+
+    def add(self, grad_raw: Tensor, hidden: Tensor, weight: Tensor, rows: slice | Tensor) -> None:
+        """Take in d loss/d raw logits (C, V) of the rows with states `hidden` (C, D)."""
+        scale = _float16_scale(grad_raw, hidden.dtype)
+        if self.bias is not None:
+            self.bias += grad_raw.sum(0)
+        if self.hidden is not None:
+            product = _times_weight(grad_raw, weight, scale)
+            self.hidden[rows] = product.to(self.hidden.dtype)
+        if self.weight is not None:
+            _add_weight_gradient(self.weight, grad_raw, hidden, scale)
+
+    def cast(self, dtypes: Sequence[torch.dtype | None]) -> tuple[Tensor | None, ...]:
+        """(hidden, weight, bias) gradients in the given dtypes."""
+        return tuple(
+            None if gradient is None else gradient.to(dtype)
+            for gradient, dtype in zip(self._all(), dtypes, strict=True)
+        )
+
+    def scaled(
+        self, factor: Tensor, dtypes: Sequence[torch.dtype | None]
+    ) -> tuple[Tensor | None, ...]:
+        """`cast` of the gradients times a scalar, rounded once."""
+        # out=, not a product and a cast: the float32 product would be as large as the weight.
+        return tuple(
+            None
+            if gradient is None
+            else torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+            for gradient, dtype in zip(self._all(), dtypes, strict=True)
+        )
+
+    def _all(self) -> tuple[Tensor | None, ...]:
+        return self.hidden, self.weight, self.bias
+
+
 class LinearLogprob(torch.autograd.Function):
     """(hidden, weight, bias) -> (logp (N,), entropy (N,) or None); see `linear_logprob`."""
 
@@ -155,24 +260,17 @@ class LinearLogprob(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         dtype = accumulation_dtype(hidden)
         num_tokens = hidden.shape[0]
-        head = _Head(bias, temperature, logit_scale, softcap)
+        head = Head(bias, temperature, logit_scale, softcap)
         logp, row_max, log_sum = (hidden.new_empty(num_tokens, dtype=dtype) for _ in range(3))
         entropy = hidden.new_empty(num_tokens, dtype=dtype) if return_entropy else None
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, num_tokens, chunk_rows):
                 rows = slice(start, start + chunk_rows)
-                z, _ = head.logits(_raw_logits(hidden[rows], weight, dtype), rows, False)
-                top = z.amax(-1)
-                z -= top[:, None]
-                at_target = z.gather(1, targets[rows, None])[:, 0]
-                # Two steps, not z - logsumexp: the sum is at least 1, so logp is never above 0.
-                log_total = z.exp().sum(-1).log()
-                row_max[rows], log_sum[rows] = top, log_total
-                logp[rows] = at_target - log_total
+                z, _ = head.logits(raw_logits(hidden[rows], weight, dtype), rows, False)
+                row_max[rows], log_sum[rows], logp[rows] = _log_softmax(z, targets[rows])
                 if entropy is not None:
-                    z -= log_total[:, None]
-                    p = z.exp()
-                    entropy[rows] = -(p * z.masked_fill_(p == 0, 0.0)).sum(-1)
+                    z -= log_sum[rows, None]
+                    entropy[rows] = _entropy(z)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             hidden,
@@ -194,46 +292,26 @@ class LinearLogprob(torch.autograd.Function):
     def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> Any:
         hidden, weight, bias, targets, per_token, row_max, log_sum, entropy = ctx.saved_tensors
         temperature, logit_scale, softcap, chunk_rows = ctx.constants
-        head = _Head(bias, temperature if per_token is None else per_token, logit_scale, softcap)
+        head = Head(bias, temperature if per_token is None else per_token, logit_scale, softcap)
         dtype = row_max.dtype
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=dtype) if need_bias else None
+        gradients = Gradients.zeros(hidden, weight, bias, ctx.needs_input_grad[:3], dtype)
         idle = grad_logp is None and grad_entropy is None
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, 0 if idle else hidden.shape[0], chunk_rows):
                 rows = slice(start, start + chunk_rows)
-                raw = _raw_logits(hidden[rows], weight, dtype)
+                raw = raw_logits(hidden[rows], weight, dtype)
                 logp_all, slope = head.logits(raw, rows, True)
                 logp_all -= row_max[rows, None]
                 logp_all -= log_sum[rows, None]
-                grad_z = logp_all.exp()
-                if grad_entropy is None:
-                    grad_z *= -grad_logp[rows, None]
-                else:
-                    # d entropy/d z_j = -p_j (log p_j + entropy), whose limit at p_j = 0 is 0.
-                    logp_all.masked_fill_(grad_z == 0, 0.0).add_(entropy[rows, None])
-                    logp_all *= grad_entropy[rows, None]
-                    if grad_logp is not None:
-                        logp_all += grad_logp[rows, None]
-                    grad_z *= logp_all.neg_()
-                if grad_logp is not None:
-                    grad_z.scatter_add_(1, targets[rows, None], grad_logp[rows, None])
-                grad_raw = head.raw_gradient(grad_z, slope, rows)
-                scale = _float16_scale(grad_raw, hidden.dtype)
-                if grad_bias is not None:
-                    grad_bias += grad_raw.sum(0)
-                if grad_hidden is not None:
-                    grad_hidden[rows] = _times_weight(grad_raw, weight, scale).to(hidden.dtype)
-                if grad_weight is not None:
-                    _add_weight_gradient(grad_weight, grad_raw, hidden[rows], scale)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *(None,) * 6,
-        )
+                grad_z = _logits_gradient(
+                    logp_all,
+                    targets[rows],
+                    None if grad_logp is None else grad_logp[rows],
+                    None if grad_entropy is None else (grad_entropy[rows], entropy[rows]),
+                )
+                gradients.add(head.raw_gradient(grad_z, slope, rows), hidden[rows], weight, rows)
+        dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return (*gradients.cast(dtypes), *(None,) * 6)
 
 
 def linear_logprob(

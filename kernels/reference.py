@@ -11,7 +11,8 @@ obvious; `linear_chunked` is the one to train with.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -185,6 +186,22 @@ class PolicyInputs:
     log_is_weights: Tensor | None = None
     """(B,) log of each sequence's rollout-correction weight, which enters VESPO's weight"""
 
+    def select(self, rows: slice) -> PolicyInputs:
+        """The inputs of some of the tokens; of use where no sum over a sequence is taken."""
+
+        def part(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[rows]
+
+        return replace(
+            self,
+            advantages=self.advantages[rows],
+            mask=self.mask[rows],
+            seq_index=self.seq_index[rows],
+            old_logprobs=part(self.old_logprobs),
+            ref_logprobs=part(self.ref_logprobs),
+            policy_weights=part(self.policy_weights),
+        )
+
     def kept(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """The values in `dtype`, 0 where masked."""
         return torch.where(self.mask, values.to(dtype), 0.0)
@@ -218,24 +235,32 @@ def clipped_objective(ratio: Tensor, adv: Tensor, spec: PolicyLossSpec) -> Tenso
     return torch.where((adv < 0) & (objective < floor), floor, objective)
 
 
-def policy_loss(
-    logprobs: Tensor, inputs: PolicyInputs, spec: PolicyLossSpec, denominators: Denominators
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss (scalar) and metrics of flat tokens (N,)."""
+class TokenLosses(NamedTuple):
+    """What `token_losses` finds of each token, all (N,); log-ratios and KL carry gradient."""
+
+    loss: Tensor
+    ratio: Tensor
+    kl: Tensor
+    low_clipped: Tensor
+    high_clipped: Tensor
+    capped: Tensor
+    phi: Tensor | None
+
+
+def token_losses(logprobs: Tensor, inputs: PolicyInputs, spec: PolicyLossSpec) -> TokenLosses:
+    """The loss of each token, before any reduction: the one place of its maths."""
     dtype = accumulation_dtype(logprobs)
-    mask = inputs.mask
     logp = inputs.kept(logprobs, dtype)
     adv = inputs.kept(inputs.advantages, dtype)
     old = logp.detach() if inputs.old_logprobs is None else inputs.kept(inputs.old_logprobs, dtype)
 
     token_log_ratio = log_ratio = logp - old
     if spec.importance_sampling_level == "sequence":
-        lengths = inputs.sequence_sum(mask.to(dtype)).clamp(min=1)
+        lengths = inputs.sequence_sum(inputs.mask.to(dtype)).clamp(min=1)
         log_ratio = inputs.sequence_sum(log_ratio) / lengths
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
 
-    none = torch.zeros_like(mask)
-    low_clipped = high_clipped = capped = none
+    low_clipped = high_clipped = capped = torch.zeros_like(inputs.mask)
     phi = None
     if spec.loss_type == "cispo":
         objective = ratio.detach().clamp(max=spec.epsilon_high) * adv * logp
@@ -256,42 +281,48 @@ def policy_loss(
             capped = (ratio > spec.negative_cap) & (adv < 0)
     if inputs.policy_weights is not None:
         objective = objective * inputs.kept(inputs.policy_weights, dtype)
-    token_loss = -objective
 
+    loss = -objective
     kl = torch.zeros_like(logp)
     if inputs.ref_logprobs is not None:
         kl = kl_estimate(logp, inputs.kept(inputs.ref_logprobs, dtype), spec.kl_type)
         if spec.kl_bias_correction:
             kl = kl * ratio
         if spec.beta != 0:
-            token_loss = token_loss + spec.beta * kl
+            loss = loss + spec.beta * kl
+    return TokenLosses(loss, ratio, kl, low_clipped, high_clipped, capped, phi)
 
+
+def policy_loss(
+    logprobs: Tensor, inputs: PolicyInputs, spec: PolicyLossSpec, denominators: Denominators
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss (scalar) and metrics of flat tokens (N,)."""
+    dtype = accumulation_dtype(logprobs)
+    mask = inputs.mask
+    tokens = token_losses(logprobs, inputs, spec)
     weights = token_weights(spec, denominators, mask, inputs.seq_index, inputs.num_sequences, dtype)
-    loss = (weights * token_loss).sum()
+    loss = (weights * tokens.loss).sum()
 
     num_tokens = mask.sum()
 
     def mean(values: Tensor) -> Tensor:
         return inputs.kept(values.detach(), dtype).sum() / num_tokens.clamp(min=1)
 
-    present = ratio.detach()
+    ratio = tokens.ratio.detach()
+    smallest = torch.cat([ratio.new_full((1,), torch.inf), ratio.where(mask, torch.inf)]).amin()
     metrics = {
-        "clip_ratio/low_mean": mean(low_clipped),
-        "clip_ratio/high_mean": mean(high_clipped),
-        "clip_ratio/region_mean": mean(low_clipped | high_clipped),
-        "clip_ratio/cap_mean": mean(capped),
+        "clip_ratio/low_mean": mean(tokens.low_clipped),
+        "clip_ratio/high_mean": mean(tokens.high_clipped),
+        "clip_ratio/region_mean": mean(tokens.low_clipped | tokens.high_clipped),
+        "clip_ratio/cap_mean": mean(tokens.capped),
         "ratio/mean": mean(ratio),
-        "ratio/max": torch.cat([ratio.new_zeros(1), torch.where(mask, present, 0.0)]).amax(),
-        "ratio/min": torch.where(
-            num_tokens > 0,
-            torch.cat([ratio.new_full((1,), torch.inf), present.where(mask, torch.inf)]).amin(),
-            0.0,
-        ),
-        "kl": mean(kl),
+        "ratio/max": torch.cat([ratio.new_zeros(1), torch.where(mask, ratio, 0.0)]).amax(),
+        "ratio/min": torch.where(num_tokens > 0, smallest, 0.0),
+        "kl": mean(tokens.kl),
         "num_tokens": num_tokens,
     }
-    if phi is not None:
-        metrics["vespo/phi_mean"] = mean(phi)
+    if tokens.phi is not None:
+        metrics["vespo/phi_mean"] = mean(tokens.phi)
     return loss, metrics
 
 

@@ -39,7 +39,10 @@ def leaves_of(case):
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.1])
-def test_matches_the_full_logits_reference(loss_type, level, masked, entropy_coef):
+@pytest.mark.parametrize("memory_mode", ["fast", "low"])
+def test_matches_the_full_logits_reference(loss_type, level, masked, entropy_coef, memory_mode):
+    if level == "sequence" and memory_mode == "fast":
+        memory_mode = "auto"
     case = make_case()
     mask = case["mask"] if masked else torch.ones(11, dtype=torch.bool)
     with torch.no_grad():
@@ -60,6 +63,7 @@ def test_matches_the_full_logits_reference(loss_type, level, masked, entropy_coe
         max_completion_length=9,
         entropy_coef=entropy_coef,
         chunk_size=4,
+        memory_mode=memory_mode,
         **head,
         **options,
     )
@@ -85,6 +89,131 @@ def test_matches_the_full_logits_reference(loss_type, level, masked, entropy_coe
         torch.testing.assert_close(result.metrics[name], value, msg=name)
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 1), (0, 1, 2)])
+def test_fast_gradients_are_those_of_low(dtype, needed):
+    case = make_case()
+    tensors = [case[name].to(dtype) for name in ("hidden", "weight", "bias")]
+    bias = tensors[2]
+    # A banned token, and rows without a gradient: advantage 0, and clipped.
+    bias[22] = -torch.inf
+    targets = case["targets"].clamp(max=21)
+    advantages = torch.tensor([1.0, 3.0, 0.0, -1.0])
+    old = linear_logprob(tensors[0], tensors[1], targets, bias=bias) - case["noise"].float()
+    found = []
+    for memory_mode in ("fast", "low"):
+        leaves = [t.clone().requires_grad_(i in needed) for i, t in enumerate(tensors)]
+        result = linear_policy_loss(
+            leaves[0],
+            leaves[1],
+            targets,
+            advantages,
+            bias=leaves[2],
+            cu_seqlens=CU_SEQLENS,
+            old_logprobs=old,
+            chunk_size=3,
+            memory_mode=memory_mode,
+        )
+        # A loss scale as a float16 run has it, and a graph kept for a second backward.
+        (result.loss * 1024).backward(retain_graph=True)
+        first = [None if t.grad is None else t.grad.clone() for t in leaves]
+        (result.loss * 1024).backward()
+        for leaf, gradient in zip(leaves, first, strict=True):
+            assert (leaf.grad is None) == (gradient is None)
+            if gradient is not None:
+                assert leaf.grad.dtype == dtype
+                torch.testing.assert_close(leaf.grad, 2 * gradient)
+        found.append((result, first))
+    (fast, fast_gradients), (low, low_gradients) = found
+    torch.testing.assert_close(fast.loss, low.loss)
+    torch.testing.assert_close(fast.logprobs, low.logprobs)
+    torch.testing.assert_close(fast.entropy, low.entropy)
+    for i, (a, b) in enumerate(zip(fast_gradients, low_gradients, strict=True)):
+        assert (a is not None) == (i in needed)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+def test_fast_without_gradients_is_the_same_call():
+    case = make_case()
+    args = (case["hidden"], case["weight"], case["targets"], ADVANTAGES)
+    plain = linear_policy_loss(*args, cu_seqlens=CU_SEQLENS, memory_mode="fast")
+    with torch.no_grad():
+        leaf = case["hidden"].clone().requires_grad_()
+        untracked = linear_policy_loss(leaf, *args[1:], cu_seqlens=CU_SEQLENS)
+    assert plain.loss == untracked.loss
+    assert not plain.loss.requires_grad
+    assert not untracked.loss.requires_grad
+
+
+@pytest.mark.parametrize("loss_type", [*LOSS_TYPES, "vespo"])
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_skipping_dead_sequences_changes_no_gradient(loss_type, per_token, masked):
+    case = make_case()
+    advantages = torch.tensor([1.0, 3.0, -0.5, 0.0], dtype=torch.float64)
+    if per_token:
+        advantages = advantages[torch.repeat_interleave(LENGTHS)]
+        advantages[1] = 0.0  # a token of a live sequence
+    first, second = leaves_of(case), leaves_of(case)
+    results = []
+    for leaves, skip_dead in ((first, False), (second, True)):
+        result = linear_policy_loss(
+            leaves[0],
+            leaves[1],
+            case["targets"],
+            advantages,
+            bias=leaves[2],
+            mask=case["mask"] if masked else None,
+            cu_seqlens=CU_SEQLENS,
+            loss_type=loss_type,
+            max_completion_length=9,
+            skip_dead=skip_dead,
+        )
+        result.loss.backward()
+        results.append(result)
+    kept, skipped = results
+    torch.testing.assert_close(kept.loss, skipped.loss)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert (skipped.logprobs[5:] == 0).all()
+    torch.testing.assert_close(skipped.logprobs[:5], kept.logprobs[:5])
+    live = case["mask"][:5].sum() if masked else 5
+    assert skipped.metrics["num_tokens"] == live
+
+
+def test_dead_sequences_stay_where_they_have_a_gradient():
+    case = make_case()
+    args = (case["hidden"], case["weight"], case["targets"], torch.zeros(4))
+    with_bonus = linear_policy_loss(*args, cu_seqlens=CU_SEQLENS, entropy_coef=0.1, skip_dead=True)
+    assert with_bonus.metrics["num_tokens"] == 11
+    all_dead = linear_policy_loss(*args, cu_seqlens=CU_SEQLENS, skip_dead=True)
+    assert all_dead.loss == 0
+    assert all_dead.metrics["num_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"importance_sampling_level": "sequence"},
+        {"loss_type": "vespo"},
+        {"off_policy_threshold": 1.0},
+        {"top_entropy_quantile": 0.5},
+    ],
+)
+def test_fast_refuses_what_needs_other_tokens(kwargs):
+    with pytest.raises(ValueError, match="memory_mode must be 'auto' or 'low'"):
+        linear_policy_loss(
+            torch.ones(2, 3),
+            torch.ones(4, 3),
+            torch.tensor([0, 1]),
+            torch.ones(1),
+            cu_seqlens=torch.tensor([0, 2]),
+            memory_mode="fast",
+            **kwargs,
+        )
 
 
 def test_entropy_bonus_by_hand():

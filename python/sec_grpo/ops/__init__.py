@@ -5,12 +5,8 @@
 
 from sec_grpo.ops.advantages import GroupAdvantages, group_advantages
 from sec_grpo.ops.correction import off_policy_mask, rollout_weights, top_entropy_mask
-from sec_grpo.ops.linear import (
-    LinearLogprob,
-    LinearPolicyLoss,
-    linear_logprob,
-    linear_policy_loss,
-)
+from sec_grpo.ops.linear import LinearLogprob, linear_logprob
+from sec_grpo.ops.linear_policy import LinearPolicyLoss, linear_policy_loss
 from sec_grpo.ops.policy import PolicyLoss, policy_loss
 
 __all__ = [

@@ -207,6 +207,19 @@ class LossTensors:
             weights = torch.where(keep, self.policy_weights, 0.0)
         return replace(self, policy_weights=weights)
 
+    def inputs(self, layout: _checks.Layout, device: torch.device) -> PolicyInputs:
+        """What the reference takes."""
+        return PolicyInputs(
+            self.spread_advantages(layout),
+            layout.flat_mask(device),
+            layout.seq_index(device),
+            layout.num_sequences,
+            self.old_logprobs,
+            self.ref_logprobs,
+            self.policy_weights,
+            self.log_is_weights,
+        )
+
     def spread_advantages(self, layout: _checks.Layout) -> Tensor:
         """(N,)"""
         return self.advantages if self.per_token_advantages else spread(self.advantages, layout)
@@ -238,20 +251,10 @@ def dispatch_policy_loss(
     backend: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run validated arguments, in `layout`, on a backend."""
-    device = logprobs.device
     if backend == "auto" and logprobs.dtype == torch.float64:
         backend = "torch"
     if _checks.resolve_backend(backend, logprobs) == "torch":
-        inputs = PolicyInputs(
-            tensors.spread_advantages(layout),
-            layout.flat_mask(device),
-            layout.seq_index(device),
-            layout.num_sequences,
-            tensors.old_logprobs,
-            tensors.ref_logprobs,
-            tensors.policy_weights,
-            tensors.log_is_weights,
-        )
+        inputs = tensors.inputs(layout, logprobs.device)
         return reference.policy_loss(logprobs.reshape(-1), inputs, spec, denominators)
 
     from sec_grpo.kernels import policy_loss as triton_kernel
