@@ -11,14 +11,23 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sec_grpo.curriculum import ALPGMM as ALPGMM
     from sec_grpo.curriculum import DUMP as DUMP
+    from sec_grpo.curriculum import PAC as PAC
+    from sec_grpo.curriculum import PLR as PLR
     from sec_grpo.curriculum import SEC as SEC
     from sec_grpo.curriculum import TSCL as TSCL
+    from sec_grpo.curriculum import AdaRFT as AdaRFT
+    from sec_grpo.curriculum import BetaThompson as BetaThompson
+    from sec_grpo.curriculum import Composed as Composed
     from sec_grpo.curriculum import Curriculum as Curriculum
+    from sec_grpo.curriculum import E2HGaussian as E2HGaussian
+    from sec_grpo.curriculum import Floor as Floor
     from sec_grpo.curriculum import Learnability as Learnability
     from sec_grpo.curriculum import Ordered as Ordered
     from sec_grpo.curriculum import Random as Random
     from sec_grpo.curriculum import Reverse as Reverse
+    from sec_grpo.curriculum import Staged as Staged
     from sec_grpo.curriculum import StaticWeights as StaticWeights
     from sec_grpo.curriculum import Strategy as Strategy
     from sec_grpo.ops import group_advantages as group_advantages
@@ -36,6 +45,15 @@ __version__ = version("sec-grpo")
 _MODULES = {
     "sec_grpo.curriculum": (
         "DUMP",
+        "ALPGMM",
+        "AdaRFT",
+        "BetaThompson",
+        "Composed",
+        "E2HGaussian",
+        "Floor",
+        "PAC",
+        "PLR",
+        "Staged",
         "SEC",
         "TSCL",
         "Curriculum",

@@ -111,10 +111,10 @@ def test_get_strategy(name: str, parameters: dict[str, Any], strategy: Strategy)
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("dumb", {}, "one of dump, learnability, .*, sec, .*; got 'dumb'"),
+        ("dumb", {}, "one of adarft, .*, sec, .*; got 'dumb'"),
         (None, {}, "one of"),
-        ("sec", {"tau": 1.0, "lr": 1}, "lr, tau; it has: alpha, temperature, undrawn"),
-        ("random", {"steps": 1}, "steps; it has: none"),
+        ("sec", {"tau": 1.0, "lr": 1}, "lr, tau; it has: alpha, temperature, undrawn, floor"),
+        ("random", {"steps": 1}, "steps; it has: floor"),
         ("ordered", {}, "needs parameters: steps"),
         ("sec", {"alpha": 7}, "alpha must be"),
     ],
@@ -126,12 +126,19 @@ def test_get_strategy_refuses(name: Any, parameters: dict[str, Any], message: st
 
 def test_names() -> None:
     assert strategy_names() == (
+        "adarft",
+        "beta_thompson",
+        "composed",
         "dump",
+        "e2h_gaussian",
         "learnability",
         "ordered",
+        "pac",
+        "plr",
         "random",
         "reverse",
         "sec",
+        "staged",
         "static_weights",
         "tscl",
     )

@@ -156,6 +156,11 @@ def labels_hash(arms: tuple[Label, ...]) -> int:
     return int.from_bytes(digest, "little")
 
 
+def listed(arms: Sequence[Label]) -> str:
+    """The first labels, for a message."""
+    return ", ".join(map(repr, arms[:8])) + (", ..." if len(arms) > 8 else "")
+
+
 def label_text(label: Label) -> str:
     """The label as part of a metric's name; the elements of a tuple joined by commas."""
     return ",".join(map(label_text, label)) if isinstance(label, tuple) else str(label)

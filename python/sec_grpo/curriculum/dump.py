@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sec_grpo.curriculum._parameters import count_parameter, real_parameter
+from sec_grpo.curriculum._labels import Label
+from sec_grpo.curriculum._parameters import count_parameter
+from sec_grpo.curriculum.allocators import temperature_parameter, ucb_bonus
+from sec_grpo.curriculum.signals import abs_advantage
 from sec_grpo.curriculum.strategy import Feedback, Strategy
+from sec_grpo.curriculum.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,9 @@ class DUMP(Strategy):
 
     Departure: 1. n and N count prompts, as the window does, not rollouts.
 
-    Memory and time are K x window: made for up to thousands of arms.
-
     Args:
-        window: prompts remembered of each arm, at least 1; the paper's 300.
+        window: prompts remembered of each arm, at least 1; the paper's 300. They take four bytes
+            each, in arms that were seen.
         temperature: of the softmax, above 0; the paper's 0.1.
 
     Raises TypeError or ValueError, naming the parameter, for anything else.
@@ -35,33 +38,21 @@ class DUMP(Strategy):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "window", count_parameter("window", self.window))
-        must = "a finite number above 0"
-        temperature = real_parameter("temperature", self.temperature, must)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be {must}, got {temperature!r}")
-        object.__setattr__(self, "temperature", temperature)
+        object.__setattr__(self, "temperature", temperature_parameter(self.temperature))
 
-    def on_bind(self, arms: tuple[object, ...], sizes: NDArray[np.int64]) -> None:
+    def on_bind(self, arms: tuple[Label, ...], sizes: NDArray[np.int64]) -> None:
         """Nothing seen of any arm."""
-        self.memory["recent"] = np.zeros((len(arms), self.window))
-        self.memory["seen"] = np.zeros(len(arms), dtype=np.int64)
+        Windows(self.memory, len(arms), self.window)
 
     def observe(self, feedback: Feedback) -> NDArray[np.float64]:
         """Remember the batch's prompts, the oldest of an arm making room."""
-        if feedback.advantages is None:
-            raise ValueError("DUMP learns from advantages: pass them to observe")
-        codes = feedback.arm_indices()
-        signal = np.abs(feedback.advantages).mean(axis=1, dtype=np.float64)
-        recent, seen = self.memory["recent"], self.memory["seen"]
-        for arm in feedback.arms:
-            values = signal[codes == arm]
-            slots = (seen[arm] + np.arange(len(values))) % self.window
-            recent[arm, slots[-self.window :]] = values[-self.window :]
-            seen[arm] += len(values)
+        self._windows().add(feedback.arm_indices(), abs_advantage(feedback, 0.0))
         return self.values() / self.temperature
 
     def values(self) -> NDArray[np.float64]:
         """(K,) score: mean |A| of the window and the bonus."""
-        recent, seen = self.memory["recent"], self.memory["seen"]
-        mean = recent.sum(axis=1) / np.clip(seen, 1, self.window)
-        return mean + np.sqrt(2.0 * np.log(seen.sum() + 1.0) / (seen + 1.0))
+        windows = self._windows()
+        return windows.mean + ucb_bonus(windows.seen)
+
+    def _windows(self) -> Windows:
+        return Windows(self.memory, len(self.sizes), self.window)
