@@ -11,4 +11,8 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be resumed from; the message says why and what to do."""
 
 
+class CurriculumDesyncError(RuntimeError):
+    """The copies of a curriculum in the processes of a run are no longer equal."""
+
+
 USER_ERRORS = (ValueError, TypeError, OSError, RewardError)

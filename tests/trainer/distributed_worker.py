@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from sec_grpo import SEC, GRPOConfig, GRPOTrainer
-from sec_grpo.errors import RewardError
+from sec_grpo.errors import CurriculumDesyncError, RewardError
 from sec_grpo.tiny import character_tokenizer, tiny_qwen2
 
 RANK = int(os.environ.get("RANK", 0))
@@ -189,7 +189,7 @@ def unequal_feedback(folder):
     trainer.curriculum.values = lambda: values() + RANK
     try:
         trainer.train()
-    except RuntimeError as error:
+    except CurriculumDesyncError as error:
         return {"error": str(error)}
     return {"error": None}
 

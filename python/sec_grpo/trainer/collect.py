@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sec_grpo.curriculum import Curriculum
-from sec_grpo.distributed import Processes
+from sec_grpo.distributed import DistributedCurriculum, Processes
 from sec_grpo.errors import RewardError
 from sec_grpo.ops import group_advantages
 from sec_grpo.trainer.config import GRPOConfig
@@ -42,7 +41,7 @@ class RolloutCollector:
         args: GRPOConfig,
         prompts: PromptDataset,
         rewards: RewardFunctions,
-        curriculum: Curriculum,
+        curriculum: DistributedCurriculum,
         tokenizer: PreTrainedTokenizerBase,
         generation_config: GenerationConfig,
         max_positions: int | None,
@@ -99,12 +98,11 @@ class RolloutCollector:
             scale=args.scale_rewards,  # type: ignore[arg-type]
         )
         shape = (args.num_prompts, args.num_generations)
-        self._curriculum.observe(
+        self._curriculum.observe_gathered(
             indices,
             advantages=result.advantages.reshape(shape).numpy(),
             rewards=all_rewards.reshape(shape).numpy(),
         )
-        self._processes.check_equal(self._curriculum.values(), "the curriculum's Q")
         finished = torch.tensor([self._is_finished(ids) for ids in completion_ids])
         self._record_rewards(all_rewards.reshape(shape), result.dead, each)
         self._record_lengths(completion_ids, finished)

@@ -36,7 +36,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from sec_grpo.curriculum import Curriculum, Strategy
-from sec_grpo.distributed import Processes
+from sec_grpo.distributed import DistributedCurriculum, Processes
 from sec_grpo.errors import CheckpointError, RewardError
 from sec_grpo.ops import linear_policy_loss, policy_loss
 from sec_grpo.trainer import checkpoint as checkpoints
@@ -170,7 +170,7 @@ class GRPOTrainer(Trainer):
             args=args,
             prompts=self._prompts,
             rewards=self._rewards,
-            curriculum=self.curriculum,
+            curriculum=DistributedCurriculum(self.curriculum, accelerator=self.accelerator),
             tokenizer=processing_class,
             generation_config=self._generation_config,
             max_positions=max_positions(self.model),
