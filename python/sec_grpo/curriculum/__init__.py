@@ -9,7 +9,9 @@ from sec_grpo.curriculum.curriculum import Curriculum, CurriculumStateError
 from sec_grpo.curriculum.dump import DUMP
 from sec_grpo.curriculum.e2h import E2HGaussian
 from sec_grpo.curriculum.estimators import EMA, DiscountedBeta, Gaussian, Window
+from sec_grpo.curriculum.factored import Factored
 from sec_grpo.curriculum.floor import Floor
+from sec_grpo.curriculum.gate import DynamicSampling, GatedBatch, ShortageError
 from sec_grpo.curriculum.learnability import TSCL, Learnability
 from sec_grpo.curriculum.ordered import Ordered, Reverse
 from sec_grpo.curriculum.pac import PAC
@@ -36,15 +38,19 @@ __all__ = [
     "Curriculum",
     "CurriculumStateError",
     "DiscountedBeta",
+    "DynamicSampling",
     "E2HGaussian",
+    "Factored",
     "Feedback",
     "Floor",
+    "GatedBatch",
     "Gaussian",
     "Greedy",
     "Learnability",
     "Ordered",
     "Random",
     "Reverse",
+    "ShortageError",
     "Softmax",
     "Staged",
     "StaticWeights",

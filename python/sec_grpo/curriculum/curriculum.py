@@ -10,7 +10,7 @@ import math
 import operator
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,8 @@ from sec_grpo._core import CurriculumStateError
 from sec_grpo.curriculum import _codec
 from sec_grpo.curriculum._arrays import as_groups, as_indices
 from sec_grpo.curriculum._labels import Label, arms_and_codes, label_text, labels_hash
+from sec_grpo.curriculum.factored import Factored
+from sec_grpo.curriculum.features import Bins, Feature, read_categories
 from sec_grpo.curriculum.sec import SEC
 from sec_grpo.curriculum.strategy import Feedback, Strategy
 
@@ -75,6 +77,47 @@ class Curriculum:
         self._use(copy.copy(strategy))
         self._identity = f"{strategy.name} {_codec.encode(strategy.parameters()).decode()}"
         self._assign(self._strategy._bind(self._engine, self._arms, self._sizes))
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        features: Feature | Sequence[Feature] = ("difficulty", "type"),
+        *,
+        strategy: Strategy | None = None,
+        seed: int = 0,
+        arms: Literal["joint", "independent"] = "joint",
+        bins: Mapping[str, Bins] | None = None,
+    ) -> Curriculum:
+        """A curriculum over the rows of a data set, with one or several of its columns as features.
+
+        Only these columns are read, not the prompts, unless a feature is a function of the row.
+
+        Args:
+            dataset: a datasets.Dataset, a pandas DataFrame, a pyarrow Table, a dict of columns, or
+                a list of dicts, one a row. Prompt i of the curriculum is row i.
+            features: a column's name or a function of the row, whose values are the arms' labels;
+                or a list of these, also of one, whose tuples of values are. A dotted name reaches
+                into dicts: "extra_info.difficulty". The arms are sorted by the first feature, then
+                by the second, and so on.
+            strategy, seed: as in `Curriculum`.
+            arms: "joint" learns about each tuple that occurs on its own; "independent" about each
+                feature on its own, with a copy of the strategy for each (see `Factored`).
+            bins: for features that are numbers, by name: how many bins of about equally many rows
+                to make of them, at least 2, labelled by their least and greatest value, "0.1..0.35"
+                (fewer where many rows share a value, which is never split); or the edges of bins
+                low <= value < high, the last with its upper edge, labelled by these.
+
+        Raises ValueError or TypeError, naming the row and the column, for a missing value, a value
+        that is no number, string or tuple of these, or one outside the edges of its bins; for a
+        column that is not there, and for what `Curriculum` refuses.
+        """
+        if arms not in ("joint", "independent"):
+            raise ValueError(f'arms must be "joint" or "independent", got {arms!r}')
+        found = read_categories(dataset, features, bins)
+        if arms == "independent" and found.features:
+            strategy = Factored(SEC() if strategy is None else strategy, found.features)
+        return cls(found.labels, strategy, seed, arms=found.arms)
 
     def __repr__(self) -> str:
         return (
