@@ -97,6 +97,13 @@ py::array_t<std::int64_t> draw(Engine& engine, std::size_t batch_size) {
   return prompts;
 }
 
+void add(Engine& engine, const py::array& codes, std::size_t num_arms, std::uint64_t labels_hash) {
+  const std::int32_t* data = vector_data<std::int32_t>("codes", "int32", codes);
+  const auto count = static_cast<std::size_t>(codes.size());
+  const py::gil_scoped_release release;
+  engine.add(data, count, num_arms, labels_hash);
+}
+
 void assign(Engine& engine, const py::array& scores, double temperature) {
   const double* data = vector_data<double>("scores", "float64", scores);
   const auto count = static_cast<std::size_t>(scores.size());
@@ -218,11 +225,12 @@ PYBIND11_MODULE(_core, m) {
            }),
            py::arg("codes").noconvert(), py::arg("num_arms"), py::arg("seed"),
            py::arg("labels_hash"))
-      .def_property_readonly("num_prompts", &Engine::num_prompts)
-      .def_property_readonly("num_arms", &Engine::num_arms)
+      .def_property_readonly("num_prompts", py::cpp_function(&Engine::num_prompts, release_gil))
+      .def_property_readonly("num_arms", py::cpp_function(&Engine::num_arms, release_gil))
       .def_property_readonly("seed", py::cpp_function(&Engine::seed, release_gil))
       .def_property_readonly("step", py::cpp_function(&Engine::step, release_gil))
       .def("draw", &draw, py::arg("batch_size"))
+      .def("add", &add, py::arg("codes").noconvert(), py::arg("num_arms"), py::arg("labels_hash"))
       .def("assign", &assign, py::arg("scores").noconvert(), py::arg("temperature") = 1.0)
       .def("reduce", &reduce, py::arg("indices").noconvert(), py::arg("advantages") = py::none(),
            py::arg("rewards") = py::none())

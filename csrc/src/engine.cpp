@@ -14,12 +14,6 @@ namespace {
 
 constexpr std::size_t kArmChunk = 256;
 
-std::vector<std::uint8_t> empty_arms(const PromptBuffers& buffers) {
-  std::vector<std::uint8_t> result(buffers.num_arms());
-  for (std::size_t arm = 0; arm < result.size(); ++arm) result[arm] = buffers.size(arm) == 0;
-  return result;
-}
-
 }  // namespace
 
 Engine::Engine(const std::int32_t* codes, std::size_t num_prompts, std::size_t num_arms,
@@ -28,11 +22,25 @@ Engine::Engine(const std::int32_t* codes, std::size_t num_prompts, std::size_t n
       labels_hash_(labels_hash),
       seed_(seed),
       buffers_(codes_),
-      softmax_(empty_arms(buffers_)),
+      softmax_(empty_arms()),
       reducer_(num_arms),
-      abs_advantage_(num_arms, Reduction::kMissing),
-      reward_(num_arms, Reduction::kMissing),
-      dead_groups_(num_arms, Reduction::kMissing) {}
+      last_(num_arms) {}
+
+std::vector<std::uint8_t> Engine::empty_arms() const {
+  std::vector<std::uint8_t> result(buffers_.num_arms());
+  for (std::size_t arm = 0; arm < result.size(); ++arm) result[arm] = buffers_.size(arm) == 0;
+  return result;
+}
+
+std::size_t Engine::num_prompts() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return codes_.num_prompts();
+}
+
+std::size_t Engine::num_arms() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return codes_.num_arms();
+}
 
 std::uint64_t Engine::seed() const {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -71,10 +79,32 @@ void Engine::draw(std::size_t batch_size, std::int64_t* prompts) {
   ++step_;
 }
 
+void Engine::add(const std::int32_t* codes, std::size_t count, std::size_t num_arms,
+                 std::uint64_t labels_hash) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  codes_.check_more(codes, count, num_arms);
+  // Copies, so that a failed allocation leaves everything as it was.
+  ArmCodes grown_codes = codes_;
+  grown_codes.append(codes, count, num_arms);
+  LastObservations last = last_;
+  last.resize(num_arms);
+  SoftmaxWeights softmax = softmax_;
+  std::vector<std::uint8_t> is_empty = empty_arms();
+  is_empty.resize(num_arms, 1);
+  for (std::size_t i = 0; i < count; ++i) is_empty[static_cast<std::size_t>(codes[i])] = 0;
+  softmax.grow(std::move(is_empty));
+  reducer_.grow(num_arms);
+  buffers_.add(codes, count, static_cast<std::uint32_t>(codes_.num_prompts()), num_arms);
+  codes_ = std::move(grown_codes);
+  labels_hash_ = labels_hash;
+  softmax_ = std::move(softmax);
+  last_ = std::move(last);
+}
+
 void Engine::assign(const double* scores, std::size_t count, double temperature) {
   std::vector<double> copy(scores, scores + count);
-  softmax_.check(copy, temperature);
   const std::lock_guard<std::mutex> lock(mutex_);
+  softmax_.check(copy, temperature);
   softmax_.assign(std::move(copy), temperature);
 }
 
@@ -89,11 +119,11 @@ void Engine::td_update(const Reduction& reduction, double alpha, double temperat
   if (!(alpha > 0.0 && alpha <= 1.0)) {
     throw std::invalid_argument("alpha must be in (0, 1], got " + std::to_string(alpha));
   }
-  check_reduction(reduction);
   if (reduction.abs_advantage.empty()) {
     throw std::invalid_argument("the update needs the advantages of the batch, got rewards only");
   }
   const std::lock_guard<std::mutex> lock(mutex_);
+  check_reduction(reduction);
   const std::vector<double>& scores = softmax_.scores();
   const auto updated = [&](std::size_t arm, double reward) {
     return std::isinf(scores[arm]) ? scores[arm] : alpha * reward + (1.0 - alpha) * scores[arm];
@@ -122,22 +152,19 @@ void Engine::td_update(const Reduction& reduction, double alpha, double temperat
 
 void Engine::check_reduction(const Reduction& reduction) const {
   for (const std::int64_t arm : reduction.arms) {
-    if (arm < 0 || static_cast<std::size_t>(arm) >= num_arms()) {
+    if (arm < 0 || static_cast<std::size_t>(arm) >= codes_.num_arms()) {
       throw std::out_of_range("the reduction holds arm " + std::to_string(arm) +
-                              ", but this curriculum has " + std::to_string(num_arms()) +
+                              ", but this curriculum has " + std::to_string(codes_.num_arms()) +
                               " arms; use the reduction on the curriculum that made it");
     }
   }
 }
 
 void Engine::record(const Reduction& reduction) {
-  check_reduction(reduction);
   const std::lock_guard<std::mutex> lock(mutex_);
+  check_reduction(reduction);
   for (std::size_t i = 0; i < reduction.arms.size(); ++i) {
-    const auto arm = static_cast<std::size_t>(reduction.arms[i]);
-    if (!reduction.abs_advantage.empty()) abs_advantage_[arm] = reduction.abs_advantage[i];
-    if (!reduction.reward.empty()) reward_[arm] = reduction.reward[i];
-    dead_groups_[arm] = reduction.dead_groups[i];
+    last_.record(static_cast<std::size_t>(reduction.arms[i]), reduction, i);
   }
   batch_abs_advantage_ = reduction.batch_abs_advantage;
   batch_reward_ = reduction.batch_reward;
@@ -146,11 +173,12 @@ void Engine::record(const Reduction& reduction) {
 }
 
 void Engine::arm_indices(const std::int64_t* indices, std::size_t count, std::int64_t* arms) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
   codes_.visit([&](const auto* arm_of) {
     for (std::size_t i = 0; i < count; ++i) {
-      if (indices[i] < 0 || static_cast<std::size_t>(indices[i]) >= num_prompts()) {
+      if (indices[i] < 0 || static_cast<std::size_t>(indices[i]) >= codes_.num_prompts()) {
         throw std::out_of_range("indices[" + std::to_string(i) + "] must be in [0, " +
-                                std::to_string(num_prompts()) + "), got " +
+                                std::to_string(codes_.num_prompts()) + "), got " +
                                 std::to_string(indices[i]));
       }
       arms[i] = arm_of[indices[i]];
@@ -160,7 +188,7 @@ void Engine::arm_indices(const std::int64_t* indices, std::size_t count, std::in
 
 std::vector<std::uint64_t> Engine::weights() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  std::vector<std::uint64_t> result(num_arms());
+  std::vector<std::uint64_t> result(codes_.num_arms());
   for (std::size_t arm = 0; arm < result.size(); ++arm) result[arm] = softmax_.tree().weight(arm);
   return result;
 }
@@ -169,7 +197,7 @@ std::vector<double> Engine::probabilities() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   const WeightTree& tree = softmax_.tree();
   const auto total = static_cast<double>(tree.total());
-  std::vector<double> result(num_arms());
+  std::vector<double> result(codes_.num_arms());
   for (std::size_t arm = 0; arm < result.size(); ++arm) {
     result[arm] = static_cast<double>(tree.weight(arm)) / total;
   }
@@ -184,14 +212,14 @@ std::vector<double> Engine::scores() const {
 ArmTable Engine::arm_table() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   ArmTable table;
-  table.abs_advantage = abs_advantage_;
-  table.reward = reward_;
-  table.dead_groups = dead_groups_;
-  for (std::size_t arm = 0; arm < num_arms(); ++arm) {
+  table.abs_advantage.assign(last_.abs_advantage.begin(), last_.abs_advantage.end());
+  table.reward.assign(last_.reward.begin(), last_.reward.end());
+  for (std::size_t arm = 0; arm < codes_.num_arms(); ++arm) {
     const std::uint64_t size = buffers_.size(arm);
     const ArmPosition position = buffers_.position(arm);
+    table.dead_groups.push_back(last_.dead_groups_of(arm));
     table.prompts.push_back(static_cast<std::int64_t>(size));
-    table.draws.push_back(static_cast<std::int64_t>(position.epoch * size + position.cursor));
+    table.draws.push_back(static_cast<std::int64_t>(buffers_.draws(arm)));
     table.epochs.push_back(size == 0 ? 0.0
                                      : static_cast<double>(position.epoch) +
                                            static_cast<double>(position.cursor) /
@@ -210,11 +238,11 @@ std::string Engine::serialize(std::string_view strategy, std::string_view strate
   State state;
   state.strategy = strategy;
   state.strategy_state = strategy_state;
-  state.num_prompts = num_prompts();
-  state.num_arms = num_arms();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  state.num_prompts = codes_.num_prompts();
+  state.num_arms = codes_.num_arms();
   state.codes_hash = codes_.hash();
   state.labels_hash = labels_hash_;
-  const std::lock_guard<std::mutex> lock(mutex_);
   state.seed = seed_;
   state.counter = counter_;
   state.step = step_;
@@ -225,32 +253,29 @@ std::string Engine::serialize(std::string_view strategy, std::string_view strate
   state.batch_reward = batch_reward_;
   state.batch_dead_groups = batch_dead_groups_;
   state.scores = softmax_.scores();
-  state.abs_advantage = abs_advantage_;
-  state.reward = reward_;
-  state.dead_groups = dead_groups_;
-  for (std::size_t arm = 0; arm < num_arms(); ++arm) {
-    state.positions.push_back(buffers_.position(arm));
-    state.last_drawn_steps.push_back(buffers_.last_drawn_step(arm));
-  }
+  state.last = last_;
+  state.buffers = buffers_.state();
   return encode_state(state);
 }
 
 State Engine::parse(std::string_view bytes, std::string_view strategy) const {
   State state = decode_state(bytes);
+  const std::lock_guard<std::mutex> lock(mutex_);
   check_matches(state, strategy);
   check_arms(state);
   return state;
 }
 
 void Engine::check_matches(const State& state, std::string_view strategy) const {
-  if (state.num_prompts != num_prompts()) {
+  if (state.num_prompts != codes_.num_prompts()) {
     throw StateError("the state belongs to another data set: it has " +
                      std::to_string(state.num_prompts) + " prompts, this curriculum " +
-                     std::to_string(num_prompts()) + "; build the curriculum on the first one");
+                     std::to_string(codes_.num_prompts()) +
+                     "; build the curriculum on the first one");
   }
-  if (state.num_arms != num_arms()) {
+  if (state.num_arms != codes_.num_arms()) {
     throw StateError("the state has " + std::to_string(state.num_arms) + " arms, this curriculum " +
-                     std::to_string(num_arms()) +
+                     std::to_string(codes_.num_arms()) +
                      "; build the curriculum with the same categories and arms");
   }
   if (state.labels_hash != labels_hash_) {
@@ -275,15 +300,15 @@ void Engine::check_arms(const State& state) const {
   if (state.step < 0 || state.observations < 0 || std::isnan(state.ref) || std::isinf(state.ref)) {
     throw StateError(std::string(kDamaged) + "a counter below 0 or a ref that is not finite");
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
   double largest = -std::numeric_limits<double>::infinity();
   try {
     softmax_.check(state.scores, state.temperature);
-    for (std::size_t arm = 0; arm < num_arms(); ++arm) {
-      buffers_.check_position(arm, state.positions[arm]);
-      if (state.last_drawn_steps[arm] < -1 || state.last_drawn_steps[arm] >= state.step) {
+    buffers_.check(state.buffers);
+    for (std::size_t arm = 0; arm < codes_.num_arms(); ++arm) {
+      const std::int64_t step = state.buffers.last_drawn_steps[arm];
+      if (step < -1 || step >= state.step) {
         throw std::invalid_argument("arm " + std::to_string(arm) + " drawn at step " +
-                                    std::to_string(state.last_drawn_steps[arm]));
+                                    std::to_string(step));
       }
       if (!softmax_.is_empty(arm)) largest = std::max(largest, state.scores[arm]);
     }
@@ -298,12 +323,13 @@ void Engine::check_arms(const State& state) const {
 
 void Engine::restore(const State& state) {
   std::vector<double> scores = state.scores;
-  std::vector<double> abs_advantage = state.abs_advantage;
-  std::vector<double> reward = state.reward;
-  std::vector<double> dead_groups = state.dead_groups;
+  LastObservations last = state.last;
   const std::lock_guard<std::mutex> lock(mutex_);
+  if (scores.size() != codes_.num_arms() || state.num_prompts != codes_.num_prompts()) {
+    throw StateError("the curriculum has grown since the state was parsed; parse it again");
+  }
   // The last thing that can throw; all that follows only moves.
-  buffers_.restore(state.positions, state.last_drawn_steps, philox_key(state.seed));
+  buffers_.restore(state.buffers, philox_key(state.seed), codes_);
   softmax_.restore(std::move(scores), state.temperature, state.ref);
   seed_ = state.seed;
   counter_ = state.counter;
@@ -312,9 +338,7 @@ void Engine::restore(const State& state) {
   batch_abs_advantage_ = state.batch_abs_advantage;
   batch_reward_ = state.batch_reward;
   batch_dead_groups_ = state.batch_dead_groups;
-  abs_advantage_ = std::move(abs_advantage);
-  reward_ = std::move(reward);
-  dead_groups_ = std::move(dead_groups);
+  last_ = std::move(last);
 }
 
 }  // namespace sec_grpo

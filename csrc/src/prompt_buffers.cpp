@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -12,37 +13,40 @@
 namespace sec_grpo {
 namespace {
 
-constexpr std::uint32_t kFlagBit = 0x80000000u;
 // The scratch of a chunk stays on the stack and in the first-level cache.
 constexpr std::size_t kDrawChunk = 256;
+// Places that a segment gets when it first moves, at least.
+constexpr std::uint32_t kLeastCapacity = 4;
 
-// The index in `slot`, or `own` when the slot was last written in another epoch.
-std::uint32_t read_slot(std::uint32_t slot, std::uint32_t own, std::uint32_t flag) {
-  return (slot & kFlagBit) == flag ? slot & ~kFlagBit : own;
-}
+std::uint64_t window_start(std::uint64_t epoch) { return epoch - epoch % PromptBuffers::kWindow; }
+
+bool by_arm(const Growth& a, const Growth& b) { return a.arm < b.arm; }
 
 }  // namespace
 
 PromptBuffers::PromptBuffers(const ArmCodes& codes)
     : segments_(codes.num_arms()), slots_(codes.num_prompts()) {
-  const std::size_t num_prompts = codes.num_prompts();
-  for (Segment& segment : segments_) segment.flag_offset = 1;
+  // Counted apart: the records of the arms are too wide to keep in the cache.
+  std::vector<std::uint32_t> sizes(segments_.size());
   codes.visit([&](const auto* arm_of) {
-    bool is_sorted = true;
-    for (std::size_t i = 0; i < num_prompts; ++i) {
-      ++segments_[arm_of[i]].size;
-      is_sorted = is_sorted && (i == 0 || arm_of[i - 1] <= arm_of[i]);
-    }
-    std::vector<std::uint32_t> next(segments_.size());
-    std::uint32_t begin = 0;
-    for (std::size_t arm = 0; arm < segments_.size(); ++arm) {
-      segments_[arm].begin = next[arm] = begin;
-      begin += segments_[arm].size;
-    }
-    if (is_sorted) return;
-    order_ = ZeroedArray<std::uint32_t>(num_prompts);
-    for (std::size_t i = 0; i < num_prompts; ++i) {
-      order_[next[arm_of[i]]++] = static_cast<std::uint32_t>(i);
+    for (std::size_t i = 0; i < codes.num_prompts(); ++i) ++sizes[arm_of[i]];
+  });
+  std::uint32_t begin = 0;
+  for (std::size_t arm = 0; arm < segments_.size(); ++arm) {
+    segments_[arm].begin = begin;
+    segments_[arm].size = segments_[arm].capacity = sizes[arm];
+    begin += sizes[arm];
+  }
+  fill(codes, segments_, slots_.data());
+}
+
+void PromptBuffers::fill(const ArmCodes& codes, const std::vector<Segment>& segments,
+                         std::uint32_t* slots) {
+  std::vector<std::uint32_t> next(segments.size());
+  for (std::size_t arm = 0; arm < segments.size(); ++arm) next[arm] = segments[arm].begin;
+  codes.visit([&](const auto* arm_of) {
+    for (std::size_t i = 0; i < codes.num_prompts(); ++i) {
+      slots[next[arm_of[i]]++] = static_cast<std::uint32_t>(i);
     }
   });
 }
@@ -51,27 +55,39 @@ ArmPosition PromptBuffers::position(std::size_t arm) const {
   return {segments_[arm].epoch, segments_[arm].cursor};
 }
 
+std::uint64_t PromptBuffers::draws(std::size_t arm) const {
+  const Segment& segment = segments_[arm];
+  const std::uint64_t whole = segment.epoch * segment.size + segment.cursor;
+  return whole + static_cast<std::uint64_t>(offset(static_cast<std::uint32_t>(arm)));
+}
+
+std::int64_t PromptBuffers::offset(std::uint32_t arm) const {
+  const auto found =
+      std::lower_bound(offsets_.begin(), offsets_.end(), arm,
+                       [](const DrawsOffset& a, std::uint32_t b) { return a.arm < b; });
+  return found != offsets_.end() && found->arm == arm ? found->offset : 0;
+}
+
 void PromptBuffers::prefetch(std::uint32_t arm) const { prefetch_for_write(&segments_[arm]); }
 
 PromptBuffers::Exchange PromptBuffers::advance(std::uint32_t arm, Segment* segment,
                                                PhiloxCounter* counter) {
   const std::uint32_t from = segment->cursor;
-  const auto parity = static_cast<std::uint32_t>((segment->epoch + segment->flag_offset) & 1u);
+  const bool starts_window = from == 0 && segment->epoch % kWindow == 0 && segment->epoch != 0;
   *counter = prompt_counter(arm, segment->epoch, from);
   if (++segment->cursor == segment->size) {
     segment->cursor = 0;
     ++segment->epoch;
   }
-  return {segment->begin, from, segment->size - from, parity != 0 ? kFlagBit : 0u};
+  return {segment->begin, from, segment->size - from, starts_window ? segment->size : 0};
 }
 
 std::uint32_t PromptBuffers::apply(const Exchange& exchange, std::uint32_t* slots) {
   std::uint32_t* segment = slots + exchange.begin;
-  const std::uint32_t first = read_slot(segment[exchange.from], exchange.from, exchange.flag);
-  const std::uint32_t drawn = read_slot(segment[exchange.to], exchange.to, exchange.flag);
-  segment[exchange.to] = first | exchange.flag;
-  // Never read again in this epoch, but at its end every slot must carry its parity.
-  segment[exchange.from] = drawn | exchange.flag;
+  if (exchange.sort_size != 0) std::sort(segment, segment + exchange.sort_size);
+  const std::uint32_t drawn = segment[exchange.to];
+  segment[exchange.to] = segment[exchange.from];
+  segment[exchange.from] = drawn;
   return drawn;
 }
 
@@ -102,14 +118,69 @@ void PromptBuffers::draw_chunk(const std::uint32_t* arms, std::size_t count, std
                                       words[i], exchange.to, PhiloxWords(counters[i], key)));
     prefetch_for_write(&slots_[exchange.begin + exchange.to]);
   }
-  const bool is_sorted = order_.size() == 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint32_t row = exchanges[i].begin + apply(exchanges[i], slots_.data());
-    prompts[i] = row;
-    if (!is_sorted) prefetch_for_read(&order_[row]);
+  for (std::size_t i = 0; i < count; ++i) prompts[i] = apply(exchanges[i], slots_.data());
+}
+
+void PromptBuffers::add(const std::int32_t* codes, std::size_t count, std::uint32_t first_prompt,
+                        std::size_t num_arms) {
+  std::vector<Segment> segments = segments_;
+  segments.resize(num_arms);
+  std::vector<std::uint32_t> more(num_arms);
+  for (std::size_t i = 0; i < count; ++i) ++more[static_cast<std::size_t>(codes[i])];
+  std::vector<Growth> growths = growths_;
+  std::vector<DrawsOffset> offsets;
+  std::size_t end = slots_.size();
+  std::vector<std::uint32_t> next(num_arms);
+  for (std::uint32_t arm = 0; arm < num_arms; ++arm) {
+    Segment& segment = segments[arm];
+    const std::int64_t old_offset = arm < segments_.size() ? offset(arm) : 0;
+    const std::int64_t moved = static_cast<std::int64_t>(segment.epoch) * more[arm];
+    if (old_offset != moved) offsets.push_back({arm, old_offset - moved});
+    next[arm] = segment.begin + segment.size;
+    if (more[arm] == 0) continue;
+    if (segment.size != 0) growths.push_back({arm, segment.size, segment.epoch, segment.cursor});
+    const std::uint32_t size = segment.size + more[arm];
+    if (size > segment.capacity) {
+      const std::uint32_t capacity = std::max({size, 2 * segment.size, kLeastCapacity});
+      segment.begin = static_cast<std::uint32_t>(end);
+      next[arm] = segment.begin + segment.size;
+      segment.capacity = capacity;
+      end += capacity;
+    }
+    segment.size = size;
   }
-  if (is_sorted) return;
-  for (std::size_t i = 0; i < count; ++i) prompts[i] = order_[static_cast<std::size_t>(prompts[i])];
+  if (end > 0xFFFFFFFFu) {
+    throw std::invalid_argument("the arms have grown past 2^32 places; build a new curriculum");
+  }
+  std::stable_sort(growths.begin(), growths.end(), by_arm);
+  slots_.grow(end);  // the last thing that can throw
+  for (std::size_t arm = 0; arm < segments_.size(); ++arm) {
+    const Segment& old = segments_[arm];
+    if (segments[arm].begin != old.begin && old.size != 0) {
+      std::memcpy(&slots_[segments[arm].begin], &slots_[old.begin],
+                  old.size * sizeof(std::uint32_t));
+    }
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    slots_[next[static_cast<std::size_t>(codes[i])]++] =
+        first_prompt + static_cast<std::uint32_t>(i);
+  }
+  segments_ = std::move(segments);
+  growths_ = std::move(growths);
+  offsets_ = std::move(offsets);
+}
+
+BufferState PromptBuffers::state() const {
+  BufferState state;
+  for (std::size_t arm = 0; arm < num_arms(); ++arm) {
+    state.positions.push_back(position(arm));
+    state.last_drawn_steps.push_back(last_drawn_step(arm));
+  }
+  for (const Growth& growth : growths_) {
+    if (growth.epoch >= window_start(segments_[growth.arm].epoch)) state.growths.push_back(growth);
+  }
+  state.offsets = offsets_;
+  return state;
 }
 
 void PromptBuffers::check_position(std::size_t arm, const ArmPosition& position) const {
@@ -122,26 +193,77 @@ void PromptBuffers::check_position(std::size_t arm, const ArmPosition& position)
                               ", cursor " + std::to_string(position.cursor));
 }
 
-void PromptBuffers::restore(const std::vector<ArmPosition>& positions,
-                            const std::vector<std::int64_t>& last_drawn_steps, PhiloxKey key) {
+void PromptBuffers::check(const BufferState& state) const {
+  for (std::size_t arm = 0; arm < num_arms(); ++arm) check_position(arm, state.positions[arm]);
+  const Growth* last = nullptr;
+  for (const Growth& growth : state.growths) {
+    bool fits = growth.arm < num_arms() && growth.size > 0;
+    if (fits) {
+      const ArmPosition& now = state.positions[growth.arm];
+      const bool follows = last != nullptr && last->arm == growth.arm;
+      const std::uint32_t least = follows ? last->size + 1 : 1;
+      fits = growth.size >= least && growth.size < size(growth.arm) &&
+             growth.cursor < growth.size && growth.epoch >= window_start(now.epoch) &&
+             (growth.epoch < now.epoch ||
+              (growth.epoch == now.epoch && growth.cursor <= now.cursor)) &&
+             (last == nullptr || last->arm <= growth.arm) &&
+             (!follows || last->epoch < growth.epoch ||
+              (last->epoch == growth.epoch && last->cursor <= growth.cursor));
+    }
+    if (!fits) {
+      throw std::invalid_argument("arm " + std::to_string(growth.arm) + " cannot have grown from " +
+                                  std::to_string(growth.size) + " prompts at epoch " +
+                                  std::to_string(growth.epoch) + ", cursor " +
+                                  std::to_string(growth.cursor));
+    }
+    last = &growth;
+  }
+  std::int64_t previous = -1;
+  for (const DrawsOffset& offset : state.offsets) {
+    if (offset.arm >= num_arms() || static_cast<std::int64_t>(offset.arm) <= previous) {
+      throw std::invalid_argument("the draws of arm " + std::to_string(offset.arm) +
+                                  " are out of order");
+    }
+    previous = offset.arm;
+  }
+}
+
+void PromptBuffers::restore(const BufferState& state, PhiloxKey key, const ArmCodes& codes) {
   std::vector<Segment> segments = segments_;
-  ZeroedArray<std::uint32_t> slots(slots_.size());
-  for (std::size_t arm = 0; arm < segments.size(); ++arm) {
+  HugeArray<std::uint32_t> slots(slots_.size());
+  std::vector<Growth> growths = state.growths;
+  std::vector<DrawsOffset> offsets = state.offsets;
+  fill(codes, segments, slots.data());
+  auto growth = growths.begin();
+  for (std::uint32_t arm = 0; arm < segments.size(); ++arm) {
     Segment& segment = segments[arm];
-    segment.epoch = positions[arm].epoch;
+    const ArmPosition& target = state.positions[arm];
+    const std::uint32_t whole = segment.size;
+    segment.epoch = window_start(target.epoch);
     segment.cursor = 0;
-    segment.last_drawn_step = last_drawn_steps[arm];
-    // The new slots are zeros, so the restored epoch must write the flag 1.
-    segment.flag_offset = static_cast<std::uint32_t>((segment.epoch & 1u) ^ 1u);
-    for (std::uint32_t i = 0; i < positions[arm].cursor; ++i) {
+    segment.last_drawn_step = state.last_drawn_steps[arm];
+    while (true) {
+      // The size that the arm had at this point of its window.
+      segment.size = growth != growths.end() && growth->arm == arm ? growth->size : whole;
+      while (segment.size != whole &&
+             (segment.epoch > growth->epoch ||
+              (segment.epoch == growth->epoch && segment.cursor >= growth->cursor))) {
+        ++growth;
+        segment.size = growth != growths.end() && growth->arm == arm ? growth->size : whole;
+      }
+      if (segment.epoch == target.epoch && segment.cursor == target.cursor) break;
       PhiloxCounter counter;
-      Exchange exchange = advance(static_cast<std::uint32_t>(arm), &segment, &counter);
-      exchange.to = i + static_cast<std::uint32_t>(bounded(exchange.to, PhiloxWords(counter, key)));
+      Exchange exchange = advance(arm, &segment, &counter);
+      exchange.sort_size = 0;
+      exchange.to = exchange.from +
+                    static_cast<std::uint32_t>(bounded(exchange.to, PhiloxWords(counter, key)));
       apply(exchange, slots.data());
     }
   }
   segments_ = std::move(segments);
   slots_ = std::move(slots);
+  growths_ = std::move(growths);
+  offsets_ = std::move(offsets);
 }
 
 }  // namespace sec_grpo

@@ -23,11 +23,25 @@ int scale_bits(std::size_t num_arms) {
 }  // namespace
 
 SoftmaxWeights::SoftmaxWeights(std::vector<std::uint8_t> is_empty)
-    : is_empty_(std::move(is_empty)),
-      scores_(is_empty_.size(), 0.0),
-      scale_(static_cast<double>(std::uint64_t{1} << scale_bits(is_empty_.size()))),
-      rebuild_below_(std::uint64_t{1} << (scale_bits(is_empty_.size()) - 1)),
-      tree_(is_empty_.size()) {
+    : is_empty_(std::move(is_empty)), scores_(is_empty_.size(), 0.0), tree_(is_empty_.size()) {
+  set_scale();
+  fill_tree(largest_score());
+}
+
+void SoftmaxWeights::set_scale() {
+  const int bits = scale_bits(is_empty_.size());
+  scale_ = static_cast<double>(std::uint64_t{1} << bits);
+  rebuild_below_ = std::uint64_t{1} << (bits - 1);
+}
+
+void SoftmaxWeights::grow(std::vector<std::uint8_t> is_empty) {
+  WeightTree tree(is_empty.size());
+  std::vector<double> scores = scores_;
+  scores.resize(is_empty.size(), 0.0);
+  is_empty_ = std::move(is_empty);
+  scores_ = std::move(scores);
+  tree_ = std::move(tree);
+  set_scale();
   fill_tree(largest_score());
 }
 

@@ -15,7 +15,6 @@ constexpr char kMagic[8] = {'S', 'E', 'C', 'C', 'U', 'R', 'R', '\0'};
 // Magic, version and total size.
 constexpr std::size_t kPrefixSize = sizeof kMagic + 4 + 8;
 constexpr std::size_t kCrcSize = 4;
-constexpr std::size_t kBytesPerArm = 7 * 8;
 
 std::uint64_t bits_of(double value) {
   std::uint64_t bits;
@@ -29,6 +28,12 @@ double double_of(std::uint64_t bits) {
   return value;
 }
 
+int width_of(std::uint64_t largest) {
+  int width = 1;
+  while (width < 8 && (largest >> (8 * width)) != 0) ++width;
+  return width;
+}
+
 class Writer {
  public:
   void u32(std::uint32_t value) { little_endian(value, 4); }
@@ -39,7 +44,15 @@ class Writer {
     u64(value.size());
     bytes_.append(value);
   }
-  void reserve(std::size_t size) { bytes_.reserve(size); }
+  // The width, then value_of(0), ... value_of(count - 1) in as many bytes each.
+  template <class ValueOf>
+  void column(std::size_t count, const ValueOf& value_of) {
+    std::uint64_t largest = 0;
+    for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, value_of(i));
+    const int width = width_of(largest);
+    little_endian(static_cast<std::uint64_t>(width), 1);
+    for (std::size_t i = 0; i < count; ++i) little_endian(value_of(i), width);
+  }
   void patch_u64(std::size_t position, std::uint64_t value) {
     for (std::size_t i = 0; i < 8; ++i) bytes_[position + i] = static_cast<char>(value >> (8 * i));
   }
@@ -64,6 +77,25 @@ class Reader {
   std::string text() { return std::string(take(u64())); }
   std::size_t left() const { return bytes_.size(); }
 
+  // A column of `count` values below `limit`. They are there before room is made for them, so a
+  // wrong count cannot ask for memory.
+  std::vector<std::uint64_t> column(std::uint64_t count, std::uint64_t limit) {
+    const std::uint64_t width = little_endian(1);
+    if (width < 1 || width > 8 || count > left() / width) {
+      throw StateError("the state is damaged: a column of " + std::to_string(count) +
+                       " values runs past its end");
+    }
+    std::vector<std::uint64_t> values(static_cast<std::size_t>(count));
+    for (std::uint64_t& value : values) {
+      value = little_endian(static_cast<std::size_t>(width));
+      if (value > limit) {
+        throw StateError("the state is damaged: a value of " + std::to_string(value) +
+                         ", which must be at most " + std::to_string(limit));
+      }
+    }
+    return values;
+  }
+
  private:
   std::string_view take(std::uint64_t size) {
     if (size > bytes_.size()) throw StateError("the state is damaged: a field runs past its end");
@@ -84,39 +116,94 @@ class Reader {
   std::string_view bytes_;
 };
 
-// The field loops of the two directions, in the order of the format.
-template <class Coder, class StateRef>
-void for_each_array(Coder&& coder, StateRef& state) {
-  for (auto& value : state.scores) coder(value);
-  for (auto& value : state.positions) coder(value.epoch);
-  for (auto& value : state.positions) coder(value.cursor);
-  for (auto& value : state.last_drawn_steps) coder(value);
-  for (auto& value : state.abs_advantage) coder(value);
-  for (auto& value : state.reward) coder(value);
-  for (auto& value : state.dead_groups) coder(value);
+constexpr std::uint64_t kAny = std::numeric_limits<std::uint64_t>::max();
+constexpr std::uint64_t kAny32 = std::numeric_limits<std::uint32_t>::max();
+constexpr std::uint64_t kAny63 = std::numeric_limits<std::int64_t>::max();
+
+std::uint64_t bits_of(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
 }
 
-struct EncodeValue {
-  Writer* writer;
-  void operator()(double value) const { writer->f64(value); }
-  void operator()(std::int64_t value) const { writer->i64(value); }
-  void operator()(std::uint64_t value) const { writer->u64(value); }
-  void operator()(std::uint32_t value) const { writer->u64(value); }
-};
+float float_of(std::uint64_t bits) {
+  const auto narrow = static_cast<std::uint32_t>(bits);
+  float value;
+  std::memcpy(&value, &narrow, sizeof value);
+  return value;
+}
 
-struct DecodeValue {
-  Reader* reader;
-  void operator()(double& value) const { value = reader->f64(); }
-  void operator()(std::int64_t& value) const { value = reader->i64(); }
-  void operator()(std::uint64_t& value) const { value = reader->u64(); }
-  void operator()(std::uint32_t& value) const {
-    const std::uint64_t wide = reader->u64();
-    if (wide > std::numeric_limits<std::uint32_t>::max()) {
-      throw StateError("the state is damaged: a cursor of " + std::to_string(wide));
-    }
-    value = static_cast<std::uint32_t>(wide);
+void write_arms(const State& state, Writer* writer) {
+  const std::size_t count = state.scores.size();
+  const BufferState& buffers = state.buffers;
+  const LastObservations& last = state.last;
+  writer->column(count, [&](std::size_t i) { return bits_of(state.scores[i]); });
+  writer->column(count, [&](std::size_t i) { return buffers.positions[i].epoch; });
+  writer->column(count, [&](std::size_t i) { return std::uint64_t{buffers.positions[i].cursor}; });
+  // From 0, which stands for an arm that was never drawn.
+  writer->column(count, [&](std::size_t i) {
+    return static_cast<std::uint64_t>(buffers.last_drawn_steps[i] + 1);
+  });
+  writer->column(count, [&](std::size_t i) { return bits_of(last.abs_advantage[i]); });
+  writer->column(count, [&](std::size_t i) { return bits_of(last.reward[i]); });
+  writer->column(count, [&](std::size_t i) { return std::uint64_t{last.dead_groups[i]}; });
+}
+
+void read_arms(Reader* reader, State* state) {
+  const std::uint64_t count = state->num_arms;
+  const auto scores = reader->column(count, kAny);
+  const auto epochs = reader->column(count, kAny);
+  const auto cursors = reader->column(count, kAny32);
+  const auto steps = reader->column(count, kAny63);
+  const auto abs_advantage = reader->column(count, kAny32);
+  const auto reward = reader->column(count, kAny32);
+  const auto dead_groups = reader->column(count, LastObservations::kNoShare);
+  BufferState& buffers = state->buffers;
+  state->last.resize(scores.size());
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    state->scores.push_back(double_of(scores[i]));
+    buffers.positions.push_back({epochs[i], static_cast<std::uint32_t>(cursors[i])});
+    buffers.last_drawn_steps.push_back(static_cast<std::int64_t>(steps[i]) - 1);
+    state->last.abs_advantage[i] = float_of(abs_advantage[i]);
+    state->last.reward[i] = float_of(reward[i]);
+    state->last.dead_groups[i] = static_cast<std::uint16_t>(dead_groups[i]);
   }
-};
+}
+
+void write_growth(const BufferState& buffers, Writer* writer) {
+  const auto& growths = buffers.growths;
+  writer->u64(growths.size());
+  writer->column(growths.size(), [&](std::size_t i) { return std::uint64_t{growths[i].arm}; });
+  writer->column(growths.size(), [&](std::size_t i) { return std::uint64_t{growths[i].size}; });
+  writer->column(growths.size(), [&](std::size_t i) { return growths[i].epoch; });
+  writer->column(growths.size(), [&](std::size_t i) { return std::uint64_t{growths[i].cursor}; });
+  const auto& offsets = buffers.offsets;
+  writer->u64(offsets.size());
+  writer->column(offsets.size(), [&](std::size_t i) { return std::uint64_t{offsets[i].arm}; });
+  // Never above 0: an arm that grew has drawn less than its epochs times its size.
+  writer->column(offsets.size(),
+                 [&](std::size_t i) { return static_cast<std::uint64_t>(-offsets[i].offset); });
+}
+
+void read_growth(Reader* reader, BufferState* buffers) {
+  const std::uint64_t num_growths = reader->u64();
+  const auto arms = reader->column(num_growths, kAny32);
+  const auto sizes = reader->column(num_growths, kAny32);
+  const auto epochs = reader->column(num_growths, kAny);
+  const auto cursors = reader->column(num_growths, kAny32);
+  for (std::size_t i = 0; i < arms.size(); ++i) {
+    buffers->growths.push_back({static_cast<std::uint32_t>(arms[i]),
+                                static_cast<std::uint32_t>(sizes[i]), epochs[i],
+                                static_cast<std::uint32_t>(cursors[i])});
+  }
+  const std::uint64_t num_offsets = reader->u64();
+  const auto offset_arms = reader->column(num_offsets, kAny32);
+  const auto offsets = reader->column(num_offsets, kAny63);
+  for (std::size_t i = 0; i < offset_arms.size(); ++i) {
+    buffers->offsets.push_back(
+        {static_cast<std::uint32_t>(offset_arms[i]), -static_cast<std::int64_t>(offsets[i])});
+  }
+}
 
 // The body of a state after its prefix, magic, version, size and CRC being right.
 std::string_view checked_body(std::string_view bytes) {
@@ -140,6 +227,11 @@ std::string_view checked_body(std::string_view bytes) {
   if (version == 0) {
     throw StateError("the state is damaged: format version 0" + std::string(kWayOut));
   }
+  if (version < kStateVersion) {
+    throw StateError("the state has format version " + std::to_string(version) +
+                     " of a version before the first release, which is no longer read; start "
+                     "without it");
+  }
   const std::uint64_t size = prefix.u64();
   if (size != bytes.size()) {
     throw StateError("the state is truncated or damaged: it should have " + std::to_string(size) +
@@ -154,10 +246,28 @@ std::string_view checked_body(std::string_view bytes) {
 
 }  // namespace
 
+void LastObservations::resize(std::size_t num_arms) {
+  constexpr float kMissing = std::numeric_limits<float>::quiet_NaN();
+  abs_advantage.resize(num_arms, kMissing);
+  reward.resize(num_arms, kMissing);
+  dead_groups.resize(num_arms, kNoShare);
+}
+
+void LastObservations::record(std::size_t arm, const Reduction& reduction, std::size_t i) {
+  if (!reduction.abs_advantage.empty()) {
+    abs_advantage[arm] = static_cast<float>(reduction.abs_advantage[i]);
+  }
+  if (!reduction.reward.empty()) reward[arm] = static_cast<float>(reduction.reward[i]);
+  dead_groups[arm] = static_cast<std::uint16_t>(reduction.dead_groups[i] * (kNoShare - 1) + 0.5);
+}
+
+double LastObservations::dead_groups_of(std::size_t arm) const {
+  if (dead_groups[arm] == kNoShare) return Reduction::kMissing;
+  return static_cast<double>(dead_groups[arm]) / (kNoShare - 1);
+}
+
 std::string encode_state(const State& state) {
   Writer writer;
-  writer.reserve(256 + state.strategy.size() + state.strategy_state.size() +
-                 kBytesPerArm * state.scores.size());
   writer.bytes().append(kMagic, sizeof kMagic);
   writer.u32(kStateVersion);
   const std::size_t size_position = writer.bytes().size();
@@ -177,7 +287,8 @@ std::string encode_state(const State& state) {
   writer.f64(state.batch_abs_advantage);
   writer.f64(state.batch_reward);
   writer.f64(state.batch_dead_groups);
-  for_each_array(EncodeValue{&writer}, state);
+  write_arms(state, &writer);
+  write_growth(state.buffers, &writer);
   writer.patch_u64(size_position, writer.bytes().size() + kCrcSize);
   writer.u32(crc32(writer.bytes().data(), writer.bytes().size()));
   return std::move(writer.bytes());
@@ -201,19 +312,12 @@ State decode_state(std::string_view bytes) {
   state.batch_abs_advantage = reader.f64();
   state.batch_reward = reader.f64();
   state.batch_dead_groups = reader.f64();
-  // Before anything is allocated for the arms, so that a wrong count cannot ask for memory.
-  if (state.num_arms > kMaxArms || reader.left() != state.num_arms * kBytesPerArm) {
-    throw StateError("the state is damaged: " + std::to_string(state.num_arms) + " arms and " +
-                     std::to_string(reader.left()) + " bytes for them");
+  read_arms(&reader, &state);
+  read_growth(&reader, &state.buffers);
+  if (reader.left() != 0) {
+    throw StateError("the state is damaged: " + std::to_string(reader.left()) +
+                     " bytes after its end");
   }
-  const auto num_arms = static_cast<std::size_t>(state.num_arms);
-  state.scores.resize(num_arms);
-  state.positions.resize(num_arms);
-  state.last_drawn_steps.resize(num_arms);
-  state.abs_advantage.resize(num_arms);
-  state.reward.resize(num_arms);
-  state.dead_groups.resize(num_arms);
-  for_each_array(DecodeValue{&reader}, state);
   return state;
 }
 

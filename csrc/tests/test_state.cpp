@@ -121,8 +121,10 @@ void test_others_are_refused() {
   CHECK_THROWS(Engine(codes.data(), 11, 4, 99, 5).parse(bytes, "sec {}"), StateError,
                "order of the prompts");
   std::string newer = bytes;
-  newer[8] = 2;
+  newer[8] = 3;
   CHECK_THROWS(engine.parse(newer, "sec {}"), StateError, "upgrade");
+  newer[8] = 1;
+  CHECK_THROWS(engine.parse(newer, "sec {}"), StateError, "before the first release");
   newer[8] = 0;
   CHECK_THROWS(engine.parse(newer, "sec {}"), StateError, "version 0");
   CHECK_THROWS(engine.parse("{\"a\": 1}, a text", "sec {}"), StateError, "not the state");
@@ -139,9 +141,9 @@ void test_impossible_fields() {
     change(&state);
     CHECK_THROWS(engine.parse(sec_grpo::encode_state(state), "s"), StateError, text);
   };
-  refuse("cursor 6", [](State* state) { state->positions[0].cursor = 6; });
-  refuse("of 0 prompts", [](State* state) { state->positions[3].epoch = 1; });
-  refuse("drawn at step", [](State* state) { state->last_drawn_steps[1] = 5; });
+  refuse("cursor 6", [](State* state) { state->buffers.positions[0].cursor = 6; });
+  refuse("of 0 prompts", [](State* state) { state->buffers.positions[3].epoch = 1; });
+  refuse("drawn at step", [](State* state) { state->buffers.last_drawn_steps[1] = 5; });
   refuse("temperature", [](State* state) { state->temperature = 0.0; });
   refuse("score of arm 2", [&](State* state) { state->scores[2] = nan; });
   refuse("ref", [&](State* state) { state->ref = nan; });
@@ -149,8 +151,56 @@ void test_impossible_fields() {
   refuse("below 0", [](State* state) { state->step = -1; });
 }
 
+// Growth between the steps: the state restores on an engine built with all prompts.
+void test_growth() {
+  const std::vector<std::int32_t> more = {2, 4, 0, 4, 1};
+  std::vector<std::int32_t> all = kCodes;
+  all.insert(all.end(), more.begin(), more.end());
+  Engine engine(kCodes.data(), kCodes.size(), 4, 99, 5);
+  advance(&engine, 9);
+  const auto scores = engine.scores();
+  CHECK_THROWS(engine.add(more.data(), more.size(), 4, 6), std::out_of_range, "codes[1]");
+  CHECK_THROWS(engine.add(more.data(), more.size(), 3, 6), std::invalid_argument, "fewer");
+  CHECK(engine.num_prompts() == 11 && engine.scores() == scores);
+  engine.add(more.data(), more.size(), 5, 6);
+  CHECK(engine.num_prompts() == 16 && engine.num_arms() == 5);
+  CHECK(engine.scores() == (std::vector<double>{scores[0], scores[1], scores[2], 0.0, 0.0}));
+  CHECK(engine.probabilities()[4] > 0.0 && engine.probabilities()[3] == 0.0);
+  advance(&engine, 6);
+  const std::string bytes = engine.serialize("s", "");
+  Engine built(all.data(), all.size(), 5, 1, 6);
+  built.restore(built.parse(bytes, "s"));
+  CHECK(built.serialize("s", "") == bytes);
+  const auto table = engine.arm_table();
+  CHECK(built.arm_table().draws == table.draws);
+  std::int64_t draws = 0;
+  for (const std::int64_t count : table.draws) draws += count;
+  CHECK(draws == 15 * 8);
+  advance(&engine, 40);
+  advance(&built, 40);
+  CHECK(built.serialize("s", "") == engine.serialize("s", ""));
+  CHECK_THROWS(Engine(kCodes.data(), kCodes.size(), 4, 1, 5).parse(bytes, "s"), StateError,
+               "16 prompts");
+}
+
+// 24 bytes an arm with up to 2^16 steps and prompts an arm.
+void test_size() {
+  std::vector<std::int32_t> codes;
+  for (std::int32_t i = 0; i < 40000; ++i) codes.push_back(i % 4000);
+  const auto size_of = [&](std::size_t num_arms) {
+    std::vector<std::int32_t> some;
+    for (const std::int32_t code : codes) some.push_back(code % static_cast<int>(num_arms));
+    Engine engine(some.data(), some.size(), num_arms, 1, 0);
+    advance(&engine, 300);
+    return engine.serialize("s", "").size();
+  };
+  CHECK(size_of(4000) - size_of(2000) <= 24 * 2000);
+}
+
 int main() {
   test_round_trip();
+  test_growth();
+  test_size();
   test_every_truncation_and_flip_is_refused();
   test_resealed_damage_is_survived();
   test_others_are_refused();

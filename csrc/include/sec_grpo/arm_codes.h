@@ -21,8 +21,16 @@ class ArmCodes {
   std::size_t num_prompts() const { return num_prompts_; }
   std::size_t num_arms() const { return num_arms_; }
 
-  // A fingerprint of the codes in their order, the same for every storage width.
-  std::uint64_t hash() const { return hash_; }
+  // A fingerprint of the codes in their order, the same for every storage width, and whether they
+  // came at once or in parts.
+  std::uint64_t hash() const;
+
+  // Throws what the constructor throws for codes that could not follow, with `num_arms` arms in
+  // all, at least as many as now.
+  void check_more(const std::int32_t* codes, std::size_t count, std::size_t num_arms) const;
+
+  // Appends checked codes. Nothing changes when it throws (std::bad_alloc).
+  void append(const std::int32_t* codes, std::size_t count, std::size_t num_arms);
 
   // Calls visit(pointer) with a pointer to the codes in their stored type.
   template <class Visit>
@@ -32,11 +40,13 @@ class ArmCodes {
   }
 
  private:
-  std::size_t num_prompts_;
+  using Storage = std::variant<std::vector<std::uint8_t>, std::vector<std::uint16_t>,
+                               std::vector<std::uint32_t>>;
+
+  std::size_t num_prompts_ = 0;
   std::size_t num_arms_;
-  std::uint64_t hash_ = 0;
-  std::variant<std::vector<std::uint8_t>, std::vector<std::uint16_t>, std::vector<std::uint32_t>>
-      codes_;
+  std::uint64_t running_hash_;
+  Storage codes_;
 };
 
 }  // namespace sec_grpo

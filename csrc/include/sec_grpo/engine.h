@@ -37,22 +37,27 @@ struct Summary {
   double batch_dead_groups;
 };
 
-// A curriculum over a fixed data set: chooses arms by integer softmax weights, prompts inside an
-// arm without replacement, and learns scores. Every public method takes the mutex, checks all of
-// its input, and changes nothing when it throws.
+// A curriculum over a data set that may grow: chooses arms by integer softmax weights, prompts
+// inside an arm without replacement, and learns scores. Every public method takes the mutex, checks
+// all of its input, and changes nothing when it throws.
 class Engine {
  public:
   // `labels_hash` stands for the labels of the arms; a state with another one is refused.
   Engine(const std::int32_t* codes, std::size_t num_prompts, std::size_t num_arms,
          std::uint64_t seed, std::uint64_t labels_hash);
 
-  std::size_t num_prompts() const { return codes_.num_prompts(); }
-  std::size_t num_arms() const { return codes_.num_arms(); }
+  std::size_t num_prompts() const;
+  std::size_t num_arms() const;
   std::uint64_t seed() const;
   std::int64_t step() const;
 
   // Draws `batch_size` prompts: an arm for each slot i.i.d. by weight, then a prompt of the arm.
   void draw(std::size_t batch_size, std::int64_t* prompts);
+
+  // Appends prompts in arms codes[0..count) of `num_arms` in all, at least as many as now; new arms
+  // have score 0.
+  void add(const std::int32_t* codes, std::size_t count, std::size_t num_arms,
+           std::uint64_t labels_hash);
 
   // Sets all scores: p(c) proportional to exp(score(c) / temperature), 0 for -infinity.
   void assign(const double* scores, std::size_t count, double temperature);
@@ -84,13 +89,15 @@ class Engine {
   void restore(const State& state);
 
  private:
+  // The mutex is held by the callers of these.
+  std::vector<std::uint8_t> empty_arms() const;
   void check_matches(const State& state, std::string_view strategy) const;
   void check_arms(const State& state) const;
   void check_reduction(const Reduction& reduction) const;
 
-  const ArmCodes codes_;
-  const std::uint64_t labels_hash_;
   mutable std::mutex mutex_;
+  ArmCodes codes_;
+  std::uint64_t labels_hash_;
   std::uint64_t seed_;
   std::uint64_t counter_ = 0;
   std::int64_t step_ = 0;
@@ -101,9 +108,7 @@ class Engine {
   double batch_abs_advantage_ = Reduction::kMissing;
   double batch_reward_ = Reduction::kMissing;
   double batch_dead_groups_ = Reduction::kMissing;
-  std::vector<double> abs_advantage_;
-  std::vector<double> reward_;
-  std::vector<double> dead_groups_;
+  LastObservations last_;
   std::vector<double> new_scores_;
 };
 

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "sec_grpo/arm_codes.h"
+#include "sec_grpo/huge_array.h"
 #include "sec_grpo/philox.h"
-#include "sec_grpo/zeroed_array.h"
 
 namespace sec_grpo {
 
@@ -18,21 +18,48 @@ struct ArmPosition {
   std::uint32_t cursor = 0;
 };
 
+// An arm had `size` prompts until it stood at (epoch, cursor), and more from there on.
+struct Growth {
+  std::uint32_t arm = 0;
+  std::uint32_t size = 0;
+  std::uint64_t epoch = 0;
+  std::uint32_t cursor = 0;
+};
+
+// What the positions alone do not say of an arm that grew: draws = epoch * size + cursor + offset.
+struct DrawsOffset {
+  std::uint32_t arm = 0;
+  std::int64_t offset = 0;
+};
+
+// All that restores a PromptBuffers over the same prompts.
+struct BufferState {
+  std::vector<ArmPosition> positions;
+  std::vector<std::int64_t> last_drawn_steps;
+  // By arm, and of one arm in the order in which they came.
+  std::vector<Growth> growths;
+  std::vector<DrawsOffset> offsets;
+};
+
 // Prompts drawn uniformly without replacement inside each arm, an exhausted arm starting its
 // next epoch on its own.
 //
-// Keyed incremental Fisher-Yates: step i of epoch e of arm c exchanges slot i with slot
-// j = i + bounded(n - i) drawn from Philox(seed; c, e, i), so the positions alone restore the
-// shuffles. The top bit of a slot carries the parity of the epoch that wrote it; a mismatch
-// means the slot still holds its own index, so neither the first epoch nor the next ones are
-// ever initialised.
+// Keyed incremental Fisher-Yates: step i of epoch e of arm c exchanges place i of the arm with
+// place j = i + bounded(n - i) drawn from Philox(seed; c, e, i). An epoch goes on from the order
+// that the last one left, which is as uniform as starting anew; every kWindow-th one starts from
+// the ascending order again, so the positions alone restore an arm by replaying kWindow epochs
+// at most. Prompts added to an arm join its current epoch: those not drawn yet and the new ones
+// are equally likely next.
 class PromptBuffers {
  public:
+  static constexpr std::uint64_t kWindow = 64;
+
   explicit PromptBuffers(const ArmCodes& codes);
 
   std::size_t num_arms() const { return segments_.size(); }
   std::uint32_t size(std::size_t arm) const { return segments_[arm].size; }
   ArmPosition position(std::size_t arm) const;
+  std::uint64_t draws(std::size_t arm) const;
   std::int64_t last_drawn_step(std::size_t arm) const { return segments_[arm].last_drawn_step; }
 
   // Starts loading the record of an arm that the next draw uses.
@@ -42,43 +69,55 @@ class PromptBuffers {
   void draw(const std::uint32_t* arms, std::size_t count, std::int64_t step, PhiloxKey key,
             std::int64_t* prompts);
 
-  // Throws std::invalid_argument unless `position` is one that `arm` can be in.
-  void check_position(std::size_t arm, const ArmPosition& position) const;
+  // Adds prompts first_prompt .. first_prompt + count - 1, in arms codes[0..count) of `num_arms`
+  // in all. Nothing changes when it throws (std::bad_alloc).
+  void add(const std::int32_t* codes, std::size_t count, std::uint32_t first_prompt,
+           std::size_t num_arms);
 
-  // Goes to the given (checked) positions by replaying the current epoch of each arm. Nothing
-  // changes when it throws (std::bad_alloc).
-  void restore(const std::vector<ArmPosition>& positions,
-               const std::vector<std::int64_t>& last_drawn_steps, PhiloxKey key);
+  BufferState state() const;
+
+  // Throws std::invalid_argument unless `state` is one that these prompts can be in.
+  void check(const BufferState& state) const;
+
+  // Goes to a checked state by replaying the window of each arm; `codes` are those of all prompts.
+  // Nothing changes when it throws (std::bad_alloc).
+  void restore(const BufferState& state, PhiloxKey key, const ArmCodes& codes);
 
  private:
   struct Segment {
     std::uint32_t begin = 0;
     std::uint32_t size = 0;
+    std::uint32_t capacity = 0;
     std::uint32_t cursor = 0;
-    // Makes the parity flag of the epoch at construction or restoration differ from zeroed slots.
-    std::uint32_t flag_offset = 0;
     std::uint64_t epoch = 0;
     std::int64_t last_drawn_step = -1;
   };
 
-  // One step of a shuffle: slot `from` is exchanged with slot `to` (at first: how many there are
-  // to choose from), both written with the parity flag of the epoch.
+  // One step of a shuffle: place `from` is exchanged with place `to` (at first: how many there
+  // are to choose from). At the start of a window the `size` places are put in order before.
   struct Exchange {
     std::uint32_t begin;
     std::uint32_t from;
     std::uint32_t to;
-    std::uint32_t flag;
+    std::uint32_t sort_size;
   };
 
+  // Writes the prompts of every arm in ascending order.
+  static void fill(const ArmCodes& codes, const std::vector<Segment>& segments,
+                   std::uint32_t* slots);
   static Exchange advance(std::uint32_t arm, Segment* segment, PhiloxCounter* counter);
   static std::uint32_t apply(const Exchange& exchange, std::uint32_t* slots);
   void draw_chunk(const std::uint32_t* arms, std::size_t count, std::int64_t step, PhiloxKey key,
                   std::int64_t* prompts);
+  void check_position(std::size_t arm, const ArmPosition& position) const;
+  std::int64_t offset(std::uint32_t arm) const;
 
   std::vector<Segment> segments_;
-  // The prompts sorted by arm; empty when they already stand in that order.
-  ZeroedArray<std::uint32_t> order_;
-  ZeroedArray<std::uint32_t> slots_;
+  // The prompts, arm by arm, in segments that may lie apart once arms have grown.
+  HugeArray<std::uint32_t> slots_;
+  // Of the current window of each arm, those of older ones being dropped when a state is taken.
+  std::vector<Growth> growths_;
+  std::vector<DrawsOffset> offsets_;
 };
 
 }  // namespace sec_grpo

@@ -46,6 +46,8 @@ class ArmReducer {
  public:
   explicit ArmReducer(std::size_t num_arms) : slot_of_arm_(num_arms, -1) {}
 
+  void grow(std::size_t num_arms) { slot_of_arm_.resize(num_arms, -1); }
+
   // Throws std::invalid_argument for shapes that do not fit, a value that is not finite, or
   // neither array; std::out_of_range for an index that is not a prompt.
   Reduction reduce(const ArmCodes& codes, const std::int64_t* indices, std::size_t count,

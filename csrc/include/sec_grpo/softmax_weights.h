@@ -38,6 +38,10 @@ class SoftmaxWeights {
   // Replaces the finite scores of arms[0..count) by finite ones.
   void update(const std::int64_t* arms, const double* scores, std::size_t count);
 
+  // Takes more arms, with score 0, and the arms that have prompts by now. Nothing changes when it
+  // throws (std::bad_alloc).
+  void grow(std::vector<std::uint8_t> is_empty);
+
   // Puts back checked scores with the ref that they had.
   void restore(std::vector<double> scores, double temperature, double ref);
 
@@ -46,12 +50,14 @@ class SoftmaxWeights {
   double largest_score() const;
   void fill_tree(double ref);
 
+  void set_scale();
+
   std::vector<std::uint8_t> is_empty_;
   std::vector<double> scores_;
   double temperature_ = 1.0;
   double ref_ = 0.0;
-  double scale_;
-  std::uint64_t rebuild_below_;
+  double scale_ = 0.0;
+  std::uint64_t rebuild_below_ = 0;
   WeightTree tree_;
 };
 

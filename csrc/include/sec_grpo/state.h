@@ -18,7 +18,22 @@ class StateError : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-inline constexpr std::uint32_t kStateVersion = 1;
+inline constexpr std::uint32_t kStateVersion = 2;
+
+// What is shown of the last observation of each arm, as narrow as it is saved.
+struct LastObservations {
+  static constexpr std::uint16_t kNoShare = 0xFFFFu;
+
+  explicit LastObservations(std::size_t num_arms = 0) { resize(num_arms); }
+  void resize(std::size_t num_arms);
+  void record(std::size_t arm, const Reduction& reduction, std::size_t i);
+  double dead_groups_of(std::size_t arm) const;
+
+  std::vector<float> abs_advantage;
+  std::vector<float> reward;
+  // Share times 65534, rounded; kNoShare before the first.
+  std::vector<std::uint16_t> dead_groups;
+};
 
 // All that a curriculum needs to continue bit for bit on the same data set.
 struct State {
@@ -38,15 +53,14 @@ struct State {
   double batch_reward = Reduction::kMissing;
   double batch_dead_groups = Reduction::kMissing;
   std::vector<double> scores;
-  std::vector<ArmPosition> positions;
-  std::vector<std::int64_t> last_drawn_steps;
-  std::vector<double> abs_advantage;
-  std::vector<double> reward;
-  std::vector<double> dead_groups;
+  BufferState buffers;
+  LastObservations last;
 };
 
-// Little-endian, fixed width: magic, version, total size, the fields above in order, then the
-// CRC-32 of all that precedes.
+// Little-endian: magic, version, total size, the fields above in order, then the CRC-32 of all
+// that precedes. What is kept of every arm goes column by column, each in the fewest bytes, from
+// one to eight, that hold its largest value: 8 for a score, 10 for the last observation, and
+// mostly 4 to 6 for the place in its prompts and the step of its last draw.
 std::string encode_state(const State& state);
 
 // Throws StateError, naming the reason, unless `bytes` is a whole state of this version.

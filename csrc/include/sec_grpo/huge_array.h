@@ -1,12 +1,14 @@
-#ifndef SEC_GRPO_ZEROED_ARRAY_H_
-#define SEC_GRPO_ZEROED_ARRAY_H_
+#ifndef SEC_GRPO_HUGE_ARRAY_H_
+#define SEC_GRPO_HUGE_ARRAY_H_
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -14,17 +16,17 @@
 
 namespace sec_grpo {
 
-// A fixed array of zeros whose pages the system provides at their first touch (calloc), so that
-// 10^8 slots cost nothing until they are drawn from.
+// An array for random touches, in huge pages where the system has them. New elements hold
+// anything.
 template <class T>
-class ZeroedArray {
+class HugeArray {
   static_assert(std::is_trivial_v<T>);
 
  public:
-  ZeroedArray() = default;
-  explicit ZeroedArray(std::size_t size) : size_(size) {
+  HugeArray() = default;
+  explicit HugeArray(std::size_t size) : size_(size), capacity_(size) {
     if (size == 0) return;
-    data_.reset(static_cast<T*>(std::calloc(size, sizeof(T))));
+    data_.reset(static_cast<T*>(std::malloc(size * sizeof(T))));
     if (!data_) throw std::bad_alloc();
     advise_huge_pages();
   }
@@ -34,6 +36,17 @@ class ZeroedArray {
   std::size_t size() const { return size_; }
   T& operator[](std::size_t index) { return data_.get()[index]; }
   const T& operator[](std::size_t index) const { return data_.get()[index]; }
+
+  // Makes room for `size` elements in all, keeping those that are there; doubles at least, so that
+  // growing by one costs a constant time on average. Nothing changes when it throws.
+  void grow(std::size_t size) {
+    if (size > capacity_) {
+      HugeArray larger(size > 2 * capacity_ ? size : 2 * capacity_);
+      if (size_ > 0) std::memcpy(larger.data(), data(), size_ * sizeof(T));
+      *this = std::move(larger);
+    }
+    size_ = size;
+  }
 
  private:
   struct Free {
@@ -54,8 +67,9 @@ class ZeroedArray {
 
   std::unique_ptr<T[], Free> data_;
   std::size_t size_ = 0;
+  std::size_t capacity_ = 0;
 };
 
 }  // namespace sec_grpo
 
-#endif  // SEC_GRPO_ZEROED_ARRAY_H_
+#endif  // SEC_GRPO_HUGE_ARRAY_H_
