@@ -241,6 +241,7 @@ PYBIND11_MODULE(_core, m) {
       .def("weights", &read_arms<std::uint64_t, &Engine::weights>)
       .def("probabilities", &read_arms<double, &Engine::probabilities>)
       .def("scores", &read_arms<double, &Engine::scores>)
+      .def("sizes", &read_arms<std::int64_t, &Engine::sizes>)
       .def("arm_table", &arm_table)
       .def("summary", &summary)
       .def("serialize", &serialize, py::arg("strategy"), py::arg("strategy_state"))

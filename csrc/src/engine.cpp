@@ -209,6 +209,13 @@ std::vector<double> Engine::scores() const {
   return softmax_.scores();
 }
 
+std::vector<std::int64_t> Engine::sizes() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<std::int64_t> result(codes_.num_arms());
+  for (std::size_t arm = 0; arm < result.size(); ++arm) result[arm] = buffers_.size(arm);
+  return result;
+}
+
 ArmTable Engine::arm_table() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   ArmTable table;

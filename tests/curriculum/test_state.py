@@ -100,8 +100,16 @@ def test_torch_saves_and_loads_it_safely() -> None:
 
 
 def test_size() -> None:
-    small, large = (len(Curriculum(np.arange(10_000) % arms).to_bytes()) for arms in (1000, 2000))
-    assert large - small == 56 * 1000
+    def size(arms: int) -> int:
+        curriculum = Curriculum(np.arange(10_000) % arms, SEC(temperature=0.3))
+        for _ in range(300):
+            indices = curriculum.draw(64)
+            rewards = (indices[:, None] % np.arange(2, 6)) / 7.0
+            curriculum.observe(indices, advantages=rewards - 0.3, rewards=rewards)
+        return len(curriculum.to_bytes())
+
+    # Q 8, last observation 10, step 2, epoch and cursor 1 each.
+    assert size(2000) - size(1000) == 22 * 1000
     assert len(Curriculum(np.arange(1_000_000) % 3).to_bytes()) < 500
 
 
@@ -146,7 +154,7 @@ def test_newer_version_is_refused() -> None:
     curriculum = Curriculum(CATEGORIES)
     newer = bytearray(curriculum.to_bytes())
     newer[8] += 1
-    with pytest.raises(CurriculumStateError, match=r"format version 2, newer.*upgrade sec-grpo"):
+    with pytest.raises(CurriculumStateError, match=r"format version 3, newer.*upgrade sec-grpo"):
         curriculum.load_bytes(newer)
 
 

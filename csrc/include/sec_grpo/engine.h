@@ -77,6 +77,8 @@ class Engine {
   // weights() / their sum: what the next draw samples from.
   std::vector<double> probabilities() const;
   std::vector<double> scores() const;
+  // Prompts of each arm.
+  std::vector<std::int64_t> sizes() const;
   ArmTable arm_table() const;
   Summary summary() const;
 

@@ -87,6 +87,10 @@ def _as_items(categories: Any) -> NDArray[Any] | list[Any]:
 
 def _distinct(items: NDArray[Any] | list[Any]) -> tuple[list[Any], NDArray[np.int64]]:
     """The distinct labels, unchecked, and for each prompt the place of its label among them."""
+    if isinstance(items, np.ndarray) and items.dtype.kind in "iu":
+        low, high = int(items.min()), int(items.max())
+        if high - low < 2 * len(items) + 1024:
+            return _distinct_in_range(items, low, high)
     if isinstance(items, np.ndarray):
         values, codes = np.unique(items, return_inverse=True)
         return values.tolist(), codes.astype(np.int64, copy=False)
@@ -105,6 +109,21 @@ def _distinct(items: NDArray[Any] | list[Any]) -> tuple[list[Any], NDArray[np.in
                 ) from None
         raise
     return list(seen), codes
+
+
+def _distinct_in_range(
+    items: NDArray[Any], low: int, high: int
+) -> tuple[list[Any], NDArray[np.int64]]:
+    """`_distinct` of integers in [low, high], without sorting."""
+    offsets = items if low == 0 else items - items.dtype.type(low)
+    present = np.zeros(high - low + 1, dtype=bool)
+    present[offsets] = True
+    values = np.flatnonzero(present)
+    if len(values) == len(present):
+        return list(range(low, high + 1)), offsets
+    place = np.zeros(len(present), dtype=np.int32)
+    place[values] = np.arange(len(values), dtype=np.int32)
+    return (values + low).tolist(), place[offsets]
 
 
 def _checked(labels: Sequence[Any], where: Callable[[int], str]) -> list[Label]:
@@ -147,7 +166,21 @@ def arms_and_codes(
                 "it to arms or drop the prompt"
             )
     place = np.fromiter((number_of[label] for label in labels), np.int32, len(labels))
+    if (place == np.arange(len(place))).all():
+        return tuple(order), np.ascontiguousarray(codes, dtype=np.int32)
     return tuple(order), place[codes]
+
+
+def added_arms(
+    categories: Any, arms: tuple[Label, ...]
+) -> tuple[tuple[Label, ...], NDArray[np.int32]]:
+    """`arms` with the labels that are new in order at the end, and the (M,) arm of each prompt."""
+    fresh, codes = arms_and_codes(categories, None)
+    known = set(arms)
+    grown = (*arms, *(label for label in fresh if label not in known))
+    number_of = {label: number for number, label in enumerate(grown)}
+    place = np.fromiter((number_of[label] for label in fresh), np.int32, len(fresh))
+    return grown, place[codes]
 
 
 def labels_hash(arms: tuple[Label, ...]) -> int:

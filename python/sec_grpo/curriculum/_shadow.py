@@ -52,6 +52,24 @@ class Shadow:
         """Forward the hook."""
         self._assign(self._strategy.after_draw(step))
 
+    def grown(self, arms: tuple[Label, ...], sizes: NDArray[np.int64], step: int) -> Shadow:
+        """The same with more arms or more prompts; this one stays as it is."""
+        grown = copy.copy(self)
+        before = len(self._stand_in)
+        grown._engine = _core.Engine(
+            np.flatnonzero(self._stand_in >= 0).astype(np.int32), before, 0, 0
+        )
+        grown._engine.restore(grown._engine.parse(self._engine.serialize("", b""), ""))
+        stand_in = np.concatenate([self._stand_in, np.full(len(arms) - before, -1)])
+        present = np.flatnonzero((sizes > 0) & (stand_in < 0)).astype(np.int32)
+        stand_in[present] = grown._engine.num_prompts + np.arange(len(present))
+        grown._stand_in = stand_in
+        grown._strategy = self._strategy._grown(arms, sizes, before, step)
+        object.__setattr__(grown._strategy, "_engine", grown._engine)
+        grown._engine.add(present, len(arms), 0)
+        grown._assign(grown._strategy.on_grow(step))
+        return grown
+
     def observe(self, feedback: Feedback, arms: NDArray[np.int64]) -> None:
         """Forward a batch; `arms` (B,) are the arms of its prompts as this strategy counts them."""
         indices = self._stand_in[arms]

@@ -80,6 +80,10 @@ class AdaRFT(Strategy):
         self.memory["target"] = min(max(self.memory["target"] + move, 0.0), 100.0)
         return self._weights()
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """Weigh the new arms too."""
+        return self._weights()
+
     def values(self) -> NDArray[np.float64]:
         """(K,) minus the distance of each arm's difficulty from T."""
         return -np.abs(self._difficulty() - self.memory["target"])

@@ -69,6 +69,10 @@ class BetaThompson(Strategy):
         )
         return self._weights()
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """Weigh the new arms too."""
+        return self._weights()
+
     def values(self) -> NDArray[np.float64]:
         """(K,) mean success rate."""
         return self._posterior().mean(self.memory)

@@ -115,6 +115,10 @@ class Composed(Strategy):
         self.memory["observed"] += observed
         return self._weights()
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """Weigh the new arms too."""
+        return self._weights()
+
     def values(self) -> NDArray[np.float64]:
         """(K,) scores."""
         return np.asarray(SIGNALS[self.signal].score(self.estimator.mean(self.memory)))

@@ -19,7 +19,7 @@ from sec_grpo import _core
 from sec_grpo._core import CurriculumStateError
 from sec_grpo.curriculum import _codec
 from sec_grpo.curriculum._arrays import as_groups, as_indices
-from sec_grpo.curriculum._labels import Label, arms_and_codes, label_text, labels_hash
+from sec_grpo.curriculum._labels import Label, added_arms, arms_and_codes, label_text, labels_hash
 from sec_grpo.curriculum.factored import Factored
 from sec_grpo.curriculum.features import Bins, Feature, read_categories
 from sec_grpo.curriculum.sec import SEC
@@ -70,7 +70,7 @@ class Curriculum:
             )
         self._arms, codes = arms_and_codes(categories, arms)
         self._engine = _core.Engine(codes, len(self._arms), _seed(seed), labels_hash(self._arms))
-        self._sizes = np.bincount(codes, minlength=len(self._arms)).astype(np.int64)
+        self._sizes = self._engine.sizes()
         self._sizes.flags.writeable = False
         # Python code of strategies runs under this lock; the core has its own.
         self._lock = threading.RLock()
@@ -155,6 +155,40 @@ class Curriculum:
         """The bound copy of the strategy."""
         return self._strategy
 
+    def add(self, categories: Any) -> NDArray[np.int64]:
+        """Take in more prompts; returns the (M,) int64 indices that they get, N to N + M - 1.
+
+        A label that no arm has makes a new arm, after the others. New prompts join the current
+        epoch of their arm: its prompts not drawn yet and the new ones are equally likely next. The
+        order of the prompts of the other arms does not change.
+
+        To load a state that was saved afterwards, build the curriculum on all prompts in the same
+        order, with `arms=` where the new labels do not sort last, or add them again first.
+
+        Args:
+            categories: (M,) labels of the new prompts, as in the constructor.
+
+        Raises what the constructor raises for labels, and what the strategy raises when it cannot
+        take the new arms; then nothing has changed.
+        """
+        with self._lock:
+            arms, codes = added_arms(categories, self._arms)
+            before = self._engine.num_prompts
+            sizes = np.bincount(codes, minlength=len(arms)).astype(np.int64)
+            sizes[: len(self._sizes)] += self._sizes
+            sizes.flags.writeable = False
+            step = self._engine.step
+            strategy = self._strategy._grown(arms, sizes, self.num_arms, step)
+            weights = strategy.on_grow(step)
+            if weights is not None:
+                _check_weights(weights, sizes, strategy.name)
+            # Nothing from here on is refused.
+            self._engine.add(codes, len(arms), labels_hash(arms))
+            self._arms, self._sizes = arms, sizes
+            self._use(strategy)
+            self._assign(weights)
+            return np.arange(before, before + len(codes))
+
     def draw(self, batch_size: int) -> NDArray[np.int64]:
         """(batch_size,) int64 prompt indices of the next batch.
 
@@ -206,8 +240,9 @@ class Curriculum:
         """(K,) float64 what the strategy holds of each arm (Q in SEC); NaN if it holds nothing."""
         with self._lock:
             values = self._strategy.values()
+            num_arms = self.num_arms
         if values is None:
-            return np.full(self.num_arms, np.nan)
+            return np.full(num_arms, np.nan)
         return np.array(values, dtype=np.float64)
 
     def arm_indices(self, indices: Any) -> NDArray[np.int64]:
@@ -215,7 +250,7 @@ class Curriculum:
         return self._engine.arm_indices(as_indices(indices))
 
     def arm_table(self) -> dict[str, NDArray[Any]]:
-        """One (K,) array a column, aligned with `arms`.
+        """One (K,) array a column, aligned with `arms`; the last observations in float32.
 
         probability; value; draws, cumulative; epochs, completed plus the fraction of the current
         one; prompts; abs_advantage, reward and dead_groups, the mean |A|, mean reward and share
@@ -241,14 +276,15 @@ class Curriculum:
             probabilities = self.probabilities()
             values = self._strategy.values()
             summary = self._engine.summary()
+            arms, num_prompts = self._arms, self.num_prompts
         positive = probabilities[probabilities > 0.0]
         metrics = {name: float(value) for name, value in summary.items() if not math.isnan(value)}
-        metrics["epochs"] = metrics["prompts_drawn"] / self.num_prompts
+        metrics["epochs"] = metrics["prompts_drawn"] / num_prompts
         metrics["effective_arms"] = float(np.exp(-np.sum(positive * np.log(positive))))
         metrics["max_probability"] = float(probabilities.max())
-        metrics["mean_arm"] = float(probabilities @ np.arange(self.num_arms))
-        if self.num_arms <= _MAX_ARMS_IN_METRICS:
-            names = [label_text(label) for label in self._arms]
+        metrics["mean_arm"] = float(probabilities @ np.arange(len(arms)))
+        if len(arms) <= _MAX_ARMS_IN_METRICS:
+            names = [label_text(label) for label in arms]
             metrics.update(
                 (f"probability/{name}", p)
                 for name, p in zip(names, probabilities.tolist(), strict=True)
@@ -322,6 +358,16 @@ class Curriculum:
                 f"({self.num_arms},), one an arm, or None, got {array.shape}"
             )
         self._engine.assign(array)
+
+
+def _check_weights(weights: ArrayLike, sizes: NDArray[np.int64], name: str) -> None:
+    array = np.asarray(weights, dtype=np.float64)
+    usable = array.shape == sizes.shape and not (np.isnan(array) | (array == np.inf)).any()
+    if not usable or not np.isfinite(array[sizes > 0]).any():
+        raise ValueError(
+            f"strategy {name} must return log-weights of shape {sizes.shape}, numbers or -inf and "
+            "finite for at least one arm that has prompts"
+        )
 
 
 def _batch_size(batch_size: int) -> int:

@@ -49,6 +49,10 @@ class DUMP(Strategy):
         self._windows().add(feedback.arm_indices(), abs_advantage(feedback, 0.0))
         return self.values() / self.temperature
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """Weigh the new arms too."""
+        return self.values() / self.temperature
+
     def values(self) -> NDArray[np.float64]:
         """(K,) score: mean |A| of the window and the bonus."""
         windows = self._windows()

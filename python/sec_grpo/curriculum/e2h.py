@@ -49,6 +49,10 @@ class E2HGaussian(Strategy):
         """Log-weights of draw `step`, until they stay."""
         return self._weights(step) if step <= self.steps else None
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """The Gaussian over the arms there are."""
+        return self._weights(step)
+
     def _weights(self, step: int) -> NDArray[np.float64]:
         present = np.flatnonzero(self.sizes)
         count = len(present)

@@ -76,6 +76,13 @@ class Floor(Strategy):
         object.__setattr__(self, "_shadow", Shadow(self.strategy, arms, sizes))
         return self._mixed()
 
+    def _grown(
+        self, arms: tuple[Label, ...], sizes: NDArray[np.int64], num_arms_before: int, step: int
+    ) -> Strategy:
+        grown = super()._grown(arms, sizes, num_arms_before, step)
+        object.__setattr__(grown, "_shadow", self._shadow.grown(arms, sizes, step))
+        return grown
+
     def before_draw(self, step: int) -> NDArray[np.float64]:
         """Forward."""
         self._shadow.before_draw(step)
@@ -89,6 +96,10 @@ class Floor(Strategy):
     def observe(self, feedback: Feedback) -> NDArray[np.float64]:
         """Forward."""
         self._shadow.observe(feedback, feedback.arm_indices())
+        return self._mixed()
+
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """Forward."""
         return self._mixed()
 
     def values(self) -> ArrayLike | None:

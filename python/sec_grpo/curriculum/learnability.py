@@ -79,6 +79,10 @@ class Learnability(_SuccessStrategy):
         self.memory["success"] = success
         return self.values() / self.temperature
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """New arms have s = 1/2."""
+        return self.values() / self.temperature
+
     def values(self) -> NDArray[np.float64]:
         """(K,) s (1 - s), at most 1/4."""
         success = self.memory["success"]
@@ -111,6 +115,10 @@ class TSCL(_SuccessStrategy):
         last[feedback.arms] = rates
         self.memory["change"], self.memory["last"] = change, last
         return np.abs(change) / self.temperature
+
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """New arms have Q = 0."""
+        return np.abs(self.memory["change"]) / self.temperature
 
     def values(self) -> NDArray[np.float64]:
         """(K,) Q, the smoothed change of success."""

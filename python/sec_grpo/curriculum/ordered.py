@@ -46,6 +46,10 @@ class Ordered(Strategy):
         stage = self._stage(step)
         return None if stage == self._stage(step - 1) else self._weights(stage)
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """The steps are split anew over the arms there are."""
+        return self._weights(self._stage(step))
+
     def _stages(self) -> NDArray[np.int64]:
         return np.flatnonzero(self.sizes)
 

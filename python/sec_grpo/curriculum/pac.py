@@ -87,6 +87,10 @@ class PAC(Strategy):
         self._belief().update(memory, arms, self._observed()[arms], 1)
         return self._weights() if feedback.step >= self.warmup else None
 
+    def on_grow(self, step: int) -> NDArray[np.float64] | None:
+        """Weigh the new arms too."""
+        return self._weights() if step >= self.warmup else None
+
     def values(self) -> NDArray[np.float64]:
         """(K,) mean of the belief."""
         return self.memory["estimate"]

@@ -59,6 +59,10 @@ class PLR(Strategy):
         self.memory["observed_step"][feedback.arms] = feedback.step
         return self._weights(feedback.step)
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """Weigh the new arms too."""
+        return self._weights(step)
+
     def values(self) -> NDArray[np.float64]:
         """(K,) scores, NaN before the first observation."""
         return self.memory["score"]

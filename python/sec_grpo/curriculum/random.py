@@ -23,3 +23,7 @@ class Random(Strategy):
         """log n(c)."""
         with np.errstate(divide="ignore"):  # log 0 = -inf is an empty arm's probability 0
             return np.log(sizes.astype(np.float64))
+
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """log n(c)."""
+        return self.on_bind(self.arms, self.sizes)

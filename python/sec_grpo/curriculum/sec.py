@@ -56,6 +56,9 @@ class SEC(Strategy):
             )
         feedback.td_update(alpha=self.alpha, temperature=self.temperature, undrawn=self.undrawn)
 
+    def on_grow(self, step: int) -> None:
+        """New arms have Q = 0, which the core gives them."""
+
     def values(self) -> NDArray[np.float64]:
         """(K,) float64 Q."""
         return self.scores()

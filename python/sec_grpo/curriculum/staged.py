@@ -66,6 +66,10 @@ class Staged(Strategy):
         stage = self._stage(step)
         return None if stage == self._stage(step - 1) else self._weights(stage)
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """The stages by now."""
+        return self._weights(self._stage(step))
+
     def _count(self) -> int:
         if isinstance(self.stages, int):
             return int(np.count_nonzero(self.sizes))

@@ -5,6 +5,7 @@ K arms, D arms that occur in a batch, B prompts a batch, G rollouts a prompt.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -124,6 +125,7 @@ class Strategy:
     _arms: tuple[Label, ...]
     _sizes: NDArray[np.int64]
     _memory: dict[str, Any]
+    _num_arms_before: int
 
     @property
     def name(self) -> str:
@@ -145,6 +147,11 @@ class Strategy:
     def sizes(self) -> NDArray[np.int64]:
         """(K,) int64 number of prompts of each arm, once bound."""
         return self._sizes
+
+    @property
+    def seed(self) -> int:
+        """Seed of the curriculum, once bound."""
+        return self._engine.seed
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -174,6 +181,16 @@ class Strategy:
         """
         return None
 
+    def on_grow(self, step: int) -> ArrayLike | None:
+        """Called when prompts were added, after `step` draws; returns log-weights or None.
+
+        `arms` and `sizes` hold the new arms already, which come last, and so does the memory:
+        its arrays with one row an arm have kept theirs and got those of a new arm from
+        `on_bind`. By default the new arms weigh as much as the others on average until the next
+        log-weights come. An exception raised here refuses the prompts.
+        """
+        return self._mean_for_new()
+
     def values(self) -> ArrayLike | None:
         """The (K,) numbers that the strategy holds of the arms, or None when it holds none."""
         return None
@@ -186,6 +203,36 @@ class Strategy:
         """Put back what `state_dict` gave, on a freshly bound copy of the strategy."""
         self.memory.clear()
         self.memory.update(state)
+
+    def _mean_for_new(self) -> NDArray[np.float64]:
+        """(K,) log-weights as they are, new arms at the mean weight of the others."""
+        with np.errstate(divide="ignore"):
+            probabilities = np.log(self._engine.probabilities())
+        known = np.isfinite(probabilities[: self._num_arms_before])
+        mean = -np.log(max(int(known.sum()), 1))
+        weights = np.full(len(self._arms), mean)
+        weights[: len(known)] = np.where(known, probabilities[: len(known)], mean)
+        return weights
+
+    def _grown(
+        self, arms: tuple[Label, ...], sizes: NDArray[np.int64], num_arms_before: int, step: int
+    ) -> Strategy:
+        """A copy over the grown arms, its memory carried over; this one stays as it is."""
+        grown = copy.copy(self)
+        grown._bind(self._engine, arms, sizes)
+        fresh = grown._memory
+        for name, old in self._memory.items():
+            new = fresh.get(name)
+            if not isinstance(old, np.ndarray):
+                fresh[name] = copy.deepcopy(old)
+            elif isinstance(new, np.ndarray) and (
+                new.shape == (len(arms), *old.shape[1:]) and len(old) == num_arms_before
+            ):
+                new[:num_arms_before] = old
+            else:
+                fresh[name] = old.copy()
+        object.__setattr__(grown, "_num_arms_before", num_arms_before)
+        return grown
 
     def _bind(
         self, engine: _core.Engine, arms: tuple[Label, ...], sizes: NDArray[np.int64]

@@ -62,6 +62,10 @@ class StaticWeights(Strategy):
             raise ValueError("weights must be above 0 for at least one arm that has prompts")
         return log_weights(weights)
 
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """log w(c): the weights must be those of the new arms too."""
+        return self.on_bind(self.arms, self.sizes)
+
     def _in_order(self, arms: tuple[Label, ...]) -> Sequence[float]:
         shown = listed(arms)
         if not isinstance(self.weights, Mapping):
