@@ -70,7 +70,40 @@ void test_restore_while_drawing() {
   engine.parse(engine.serialize("s", ""), "s");
 }
 
+// Prompts and arms come in one thread while others draw, learn and save.
+void test_growth_while_drawing() {
+  const std::vector<std::int32_t> codes = {0, 0, 0, 1, 1, 1, 1};
+  Engine engine(codes.data(), codes.size(), 2, 1, 0);
+  std::thread grower([&] {
+    for (std::int32_t i = 0; i < 200; ++i) {
+      const std::int32_t more[] = {i % 2, 2 + i / 50};
+      engine.add(more, 2, static_cast<std::size_t>(3 + i / 50), 0);
+    }
+  });
+  std::vector<std::thread> drawers;
+  for (int thread = 0; thread < 2; ++thread) {
+    drawers.emplace_back([&] {
+      std::vector<std::int64_t> prompts(10), arms(10);
+      for (int i = 0; i < 300; ++i) {
+        engine.draw(prompts.size(), prompts.data());
+        engine.arm_indices(prompts.data(), prompts.size(), arms.data());
+        const std::vector<float> ones(prompts.size(), 1.0f);
+        const sec_grpo::GroupArray array{ones.data(), sec_grpo::FloatType::kFloat32, 10, 1};
+        engine.td_update(engine.reduce(prompts.data(), 10, array, {}), 0.5, 1.0, false);
+        engine.serialize("s", "");
+      }
+    });
+  }
+  grower.join();
+  for (std::thread& drawer : drawers) drawer.join();
+  CHECK(engine.num_prompts() == 407 && engine.num_arms() == 6);
+  std::int64_t draws = 0;
+  for (const std::int64_t count : engine.arm_table().draws) draws += count;
+  CHECK(draws == 2 * 300 * 10);
+}
+
 int main() {
+  test_growth_while_drawing();
   test_all_methods_at_once();
   test_restore_while_drawing();
 }

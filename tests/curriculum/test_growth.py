@@ -11,6 +11,7 @@ from sec_grpo.curriculum import (
     SEC,
     Curriculum,
     CurriculumStateError,
+    Factored,
     Random,
     Strategy,
     get_strategy,
@@ -173,6 +174,25 @@ def test_a_strategy_that_refuses_changes_nothing() -> None:
     with pytest.raises(ValueError, match="strategy Picky must return log-weights"):
         curriculum.add(["new"])
     assert curriculum.num_arms == 2
+
+
+def test_features_grow_too() -> None:
+    first = [(1, "a"), (2, "a"), (1, "b")] * 4
+    curriculum = Curriculum(first, Factored(SEC(temperature=0.3)), seed=1)
+    curriculum.observe([0, 1, 2], advantages=[[1.0], [0.2], [0.5]])
+    # Q of the levels .375 (mean of 1 and .5, halved) and .1, of the kinds .3 and .25.
+    assert curriculum.values() == pytest.approx([0.675, 0.625, 0.4])
+    curriculum.add([(2, "b"), (3, "a")])
+    assert curriculum.arms[3:] == ((2, "b"), (3, "a"))
+    # A combination that is new knows both of its labels; level 3 is new, with Q = 0.
+    assert curriculum.values() == pytest.approx([0.675, 0.625, 0.4, 0.35, 0.3])
+    weights = np.exp(curriculum.values() / 0.3)
+    assert curriculum.probabilities() == pytest.approx(weights / weights.sum())
+    rebuilt = Curriculum(
+        [*first, (2, "b"), (3, "a")], Factored(SEC(temperature=0.3)), arms=curriculum.arms
+    )
+    rebuilt.load_bytes(curriculum.to_bytes())
+    assert rebuilt.draw(50).tolist() == curriculum.draw(50).tolist()
 
 
 def test_own_strategies_grow_by_default() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sec_grpo.curriculum._labels import Label, arms_and_codes
+from sec_grpo.curriculum._labels import Label, added_arms, arms_and_codes
 from sec_grpo.curriculum._shadow import Shadow
 from sec_grpo.curriculum.strategy import Feedback, Strategy
 
@@ -43,6 +43,15 @@ class _Factor:
         kind = type(strategy)
         self.before_draw = kind.before_draw is not Strategy.before_draw
         self.after_draw = kind.after_draw is not Strategy.after_draw
+
+    def grown(self, column: tuple[Label, ...], sizes: NDArray[np.int64], step: int) -> _Factor:
+        """The same over more arms, new labels coming last; this one stays as it is."""
+        grown = copy.copy(self)
+        grown.labels, codes = added_arms(column, self.labels)
+        grown.codes = codes.astype(np.int64)
+        prompts = np.bincount(grown.codes, weights=sizes, minlength=len(grown.labels))
+        grown.shadow = self.shadow.grown(grown.labels, prompts.astype(np.int64), step)
+        return grown
 
     def log_probabilities(self) -> NDArray[np.float64]:
         """(K,) log p_f of each arm's label, -inf where it is 0."""
@@ -118,6 +127,24 @@ class Factored(Strategy):
             for strategy, column, order in zip(strategies, columns, orders, strict=True)
         )
         object.__setattr__(self, "_factors", factors)
+        return self._log_weights()
+
+    def _grown(
+        self, arms: tuple[Label, ...], sizes: NDArray[np.int64], num_arms_before: int, step: int
+    ) -> Strategy:
+        columns = _columns(arms)
+        factors = tuple(
+            factor.grown(column, sizes, step)
+            for factor, column in zip(self._factors, columns, strict=True)
+        )
+        grown = copy.copy(self)
+        object.__setattr__(grown, "_arms", arms)
+        object.__setattr__(grown, "_sizes", sizes)
+        object.__setattr__(grown, "_factors", factors)
+        return grown
+
+    def on_grow(self, step: int) -> NDArray[np.float64]:
+        """The product over the arms there are."""
         return self._log_weights()
 
     def before_draw(self, step: int) -> NDArray[np.float64] | None:
