@@ -14,6 +14,7 @@ NATIVE_TESTS = {
     "crc32",
     "deterministic_exp",
     "engine",
+    "fuzz_state",
     "golden",
     "philox",
     "prompt_buffers",
