@@ -11,6 +11,7 @@ from rich.console import Console
 from sec_grpo.cli.info import info
 from sec_grpo.cli.quickstart import quickstart
 from sec_grpo.cli.report import report
+from sec_grpo.cli.simulate import simulate
 from sec_grpo.cli.train import train
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(quickstart)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command()(report)
+app.command()(simulate)
 app.command()(info)
 
 
