@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 # Apart, so that neither the search for static weights nor the prompts see the seeds compared.
 _PROMPT_STREAM, _ROLLOUT_STREAM, _SEARCH_SEED = 1, 2, 1_000_000
 _HELD_OUT_PROMPTS = 400
-_SEARCH = {"mixtures": 48, "seeds": 3, "finalists": 8, "final_seeds": 10}
+_SEARCH = {"mixtures": 24, "seeds": 2, "finalists": 5, "final_seeds": 6}
 _FORMAT_REWARD = 0.1
 
 

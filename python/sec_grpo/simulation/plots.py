@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from sec_grpo.report.plots import DPI, RUN_COLOURS, STYLE
 from sec_grpo.simulation.experiment import Comparison
@@ -26,15 +27,17 @@ def accuracy_figure(summaries: list[dict[str, Any]]) -> Figure:
         figure = Figure(figsize=(5.6 * columns, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, summary in zip(axes, summaries, strict=False):
-            _accuracy_panel(axis, summary)
+            lines = _accuracy_panel(axis, summary)
         for axis in axes[len(summaries) :]:
             axis.set_visible(False)
-        figure.suptitle("Simulated learner: held-out accuracy, mean and 95% interval", x=0.01,
-                        ha="left")  # fmt: skip
+        figure.legend(handles=lines, loc="outside upper right", ncols=len(lines))
+        title = "Simulated learner: held-out accuracy, mean and 95% interval"
+        figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 
-def _accuracy_panel(axis: Any, summary: dict[str, Any]) -> None:
+def _accuracy_panel(axis: Any, summary: dict[str, Any]) -> list[Any]:
+    """Draw one panel; returns the lines for the legend."""
     methods = sorted(summary["methods"].items(), key=lambda item: item[1]["held_out"])
     names = [name for name, _ in methods]
     values = [row["held_out"] for _, row in methods]
@@ -45,19 +48,19 @@ def _accuracy_panel(axis: Any, summary: dict[str, Any]) -> None:
         axis.errorbar(value, place, xerr=half, fmt="o", color=colour, markersize=5, capsize=2.5)
     lines = []
     if BASELINE in summary["methods"]:
-        lines.append(axis.axvline(summary["methods"][BASELINE]["held_out"], color="#000000",
-                                  linewidth=0.9, label="random"))  # fmt: skip
+        value = summary["methods"][BASELINE]["held_out"]
+        lines.append(axis.axvline(value, color="#000000", linewidth=0.9, label="random"))
     if "best_static" in summary:
-        lines.append(axis.axvline(summary["best_static"]["held_out"], color=RUN_COLOURS[1],
-                                  linestyle="--", linewidth=1.2, label="best static weights"))  # fmt: skip
+        style = {"color": RUN_COLOURS[1], "linestyle": "--", "linewidth": 1.2}
+        value = summary["best_static"]["held_out"]
+        lines.append(axis.axvline(value, label="best static weights", **style))
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(-0.7, len(names) - 0.3)
     axis.set_title(summary["title"])
     axis.set_xlabel("held-out accuracy")
-    axis.set_xlim(left=min(0.0, min(values)))
-    if lines:
-        axis.legend(handles=lines, loc="lower right", frameon=True, framealpha=0.9,
-                    edgecolor="none")  # fmt: skip
+    if min(values) < 0.5 * max(values):
+        axis.set_xlim(left=0.0)
+    return lines
 
 
 def allocation_figure(comparison: Comparison) -> Figure:
@@ -86,8 +89,8 @@ def allocation_figure(comparison: Comparison) -> Figure:
             axis.set_visible(False)
         figure.supxlabel("step", fontsize=10)
         figure.supylabel("share of the prompts", fontsize=10)
-        handles = [matplotlib.patches.Patch(color=c, label=n) for c, n in zip(colours, labels,
-                                                                              strict=True)]  # fmt: skip
+        pairs = zip(colours, labels, strict=True)
+        handles = [Patch(color=colour, label=label) for colour, label in pairs]
         figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
         figure.suptitle(f"Where the prompts went: {comparison.scenario.title}", x=0.01, ha="left")
     return figure

@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from sec_grpo.simulation.experiment import Comparison, Outcome, settings_of
@@ -28,7 +29,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def student_t(degrees: int) -> float:
-    """The 97.5% quantile of Student's t (Abramowitz and Stegun 26.7.5; from 4 degrees within 0.1%)."""
+    """The 97.5% quantile of Student's t, from 4 degrees on within 0.3%.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+    """
     z = NormalDist().inv_cdf(0.975)
     if degrees < 4:
         return {1: 12.706, 2: 4.303, 3: 3.182}[degrees]
@@ -63,8 +67,8 @@ def _row(found: list[Outcome], baseline: list[Outcome] | None) -> dict[str, Any]
         "held_out": held_out,
         "held_out_half_interval": half,
         "trained": float(np.mean([one.trained for one in found])),
-        "level_first": float(np.nanmean([one.mean_level[:_LEVEL_WINDOW] for one in found])),
-        "level_last": float(np.nanmean([one.mean_level[-_LEVEL_WINDOW:] for one in found])),
+        "level_first": _mean_level(found, slice(None, _LEVEL_WINDOW)),
+        "level_last": _mean_level(found, slice(-_LEVEL_WINDOW, None)),
         "extra_share": float(np.mean([one.extra_share for one in found])),
         "rollouts": float(np.mean([one.rollouts for one in found])),
         "steps": float(np.mean([len(one.mean_level) for one in found])),
@@ -79,32 +83,51 @@ def _row(found: list[Outcome], baseline: list[Outcome] | None) -> dict[str, Any]
 
 def table(summary: dict[str, Any]) -> Table:
     """The methods, best held-out accuracy first, and the best static mixture last."""
+    extra = summary["extra"]
     made = Table(
-        title=f"{summary['title']}: accuracy after training", title_style="bold", expand=False
+        title=f"{summary['title']}: accuracy after training",
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     made.add_column("curriculum", no_wrap=True)
     for name in ("held out", "against random", "trained", "mean level"):
         made.add_column(name, justify="right", no_wrap=True)
-    if summary["extra"]:
-        made.add_column(f"{summary['extra']} arm", justify="right", no_wrap=True)
-    rows = sorted(summary["methods"].items(), key=lambda item: -item[1]["held_out"])
-    for name, row in rows:
-        made.add_row(*_cells(name, row, summary["extra"]))
+    if extra:
+        made.add_column("share", justify="right", no_wrap=True)
+    for name, row in sorted(summary["methods"].items(), key=lambda item: -item[1]["held_out"]):
+        made.add_row(*_cells(name, row, extra))
+    notes = [] if not extra else [f"share: of the prompts, that the {extra} arm took"]
     if "best_static" in summary:
         best = summary["best_static"]
         made.add_section()
-        weights = " ".join(f"{w:.2f}".lstrip("0") for w in best["weights"])
-        made.add_row(*_cells(f"best static ({weights})", best, summary["extra"]))
+        made.add_row(*_cells("best static weights", best, extra))
+        weights = ", ".join(f"{weight:.2f}" for weight in best["weights"])
+        notes.append(f"best static weights found: {weights}")
+    made.caption = "\n".join(notes)
+    made.caption_justify = "left"
     return made
 
 
 def _cells(name: str, row: dict[str, Any], extra: str | None) -> list[str]:
-    gain = "" if "gain" not in row else f"{row['gain']:+.3f} ± {row['gain_half_interval']:.3f}"
+    gain = "" if "gain" not in row else f"{row['gain']:+.3f} ±{row['gain_half_interval']:.3f}"
     cells = [
         name,
-        f"{row['held_out']:.3f} ± {row['held_out_half_interval']:.3f}",
+        f"{row['held_out']:.3f} ±{row['held_out_half_interval']:.3f}",
         gain,
         f"{row['trained']:.3f}",
-        f"{row['level_first']:.2f} → {row['level_last']:.2f}",
+        f"{_level(row['level_first'])} → {_level(row['level_last'])}",
     ]
     return [*cells, f"{row['extra_share']:.0%}"] if extra else cells
+
+
+def _level(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _mean_level(found: list[Outcome], steps: slice) -> float | None:
+    """From 1; None where the steps drew no trained level."""
+    levels = np.concatenate([one.mean_level[steps] for one in found])
+    levels = levels[~np.isnan(levels)]
+    return None if levels.size == 0 else 1.0 + float(levels.mean())
