@@ -1,120 +1,139 @@
 """Microbenchmarks of the curriculum: `pytest benchmarks/bench_curriculum.py` (pytest-benchmark).
 
 Axes: N prompts, K arms, B prompts a batch, G rollouts a prompt. Each case checks its result before
-it is timed. Beside ours stand a plain Python loader (lists per category, `random.choices` over a
-softmax, a moving average) and torch's RandomSampler, which has no curriculum at all: it is the
-price of shuffled data. Save a run with `--benchmark-json=FILE`.
+it is timed. Beside ours stand two loaders in plain Python (`loaders.py`) and torch's RandomSampler,
+which has no curriculum at all: it is the price of shuffled data. Save a run with
+`--benchmark-json=FILE`. SEC_GRPO_BENCH_FULL=1 adds sizes to 100M prompts and a million arms (16
+GiB); `curriculum_sizes.py` makes the table of all sizes in one run.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import random
+import os
 
 import numpy as np
 import pytest
+import torch
+from loaders import BufferLoader, ListLoader
 from torch.utils.data import RandomSampler
 
 from sec_grpo import SEC, Curriculum
 
-B, G = 256, 8
-SIZES = [(30_000, 3), (1_000_000, 3), (1_000_000, 100)]
+G = 8
+SIZES = [(30_000, 3), (1_000_000, 3), (1_000_000, 100), (1_000_000, 100_000)]
+if os.environ.get("SEC_GRPO_BENCH_FULL"):
+    SIZES += [(n, k) for n in (10**7, 10**8) for k in (3, 100, 10**4, 10**5, 10**6)]
+LARGEST_FOR_PYTHON = 1_000_000
 TEMPERATURE, ALPHA = 0.5, 0.5
 
 sizes = pytest.mark.parametrize(("num_prompts", "num_arms"), SIZES)
-
-
-class PythonLoader:
-    """SEC in lists: what one writes first."""
-
-    def __init__(self, categories: list[int], seed: int) -> None:
-        self._random = random.Random(seed)
-        self._prompts: dict[int, list[int]] = {}
-        for i, category in enumerate(categories):
-            self._prompts.setdefault(category, []).append(i)
-        self._left: dict[int, list[int]] = {category: [] for category in self._prompts}
-        self.values = dict.fromkeys(self._prompts, 0.0)
-        self._category_of: dict[int, int] = {}
-
-    def draw(self, batch_size: int) -> list[int]:
-        arms = list(self.values)
-        top = max(self.values.values())
-        weights = [math.exp((self.values[arm] - top) / TEMPERATURE) for arm in arms]
-        out = []
-        for arm in self._random.choices(arms, weights, k=batch_size):
-            if not self._left[arm]:
-                self._left[arm] = self._random.sample(self._prompts[arm], len(self._prompts[arm]))
-            out.append(self._left[arm].pop())
-            self._category_of[out[-1]] = arm
-        return out
-
-    def observe(self, indices: list[int], advantages: list[list[float]]) -> None:
-        sums: dict[int, list[float]] = {}
-        for index, group in zip(indices, advantages, strict=True):
-            sums.setdefault(self._category_of[index], []).extend(abs(a) for a in group)
-        for arm, numbers in sums.items():
-            mean = sum(numbers) / len(numbers)
-            self.values[arm] += ALPHA * (mean - self.values[arm])
+batches = pytest.mark.parametrize("batch_size", [256, 4096])
 
 
 def categories(num_prompts: int, num_arms: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, num_arms, num_prompts)
+    return np.random.default_rng(0).integers(0, num_arms, num_prompts, dtype=np.int32)
 
 
-def advantages() -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((B, G)).astype(np.float32)
-
-
-@sizes
-def test_draw(benchmark, num_prompts: int, num_arms: int) -> None:
-    curriculum = Curriculum(categories(num_prompts, num_arms), SEC(temperature=TEMPERATURE))
-    indices = curriculum.draw(B)
-    assert indices.shape == (B,)
-    assert len(set(indices.tolist())) == B, "no prompt twice within an epoch"
-    benchmark(curriculum.draw, B)
+def advantages(batch_size: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((batch_size, G)).astype(np.float32)
 
 
 @sizes
-def test_step(benchmark, num_prompts: int, num_arms: int) -> None:
+@batches
+def test_draw(benchmark, num_prompts: int, num_arms: int, batch_size: int) -> None:
     labels = categories(num_prompts, num_arms)
-    curriculum = Curriculum(labels, SEC(ALPHA, TEMPERATURE))
-    values = advantages()
+    curriculum = Curriculum(labels, SEC(temperature=TEMPERATURE))
+    indices = curriculum.draw(batch_size)
+    assert indices.shape == (batch_size,)
+    twice = np.flatnonzero(np.bincount(indices, minlength=num_prompts) > 1)
+    # A prompt comes twice only where an epoch of its arm ended.
+    assert (curriculum.arm_table()["epochs"][curriculum.arm_indices(twice)] > 1).all()
+    benchmark(curriculum.draw, batch_size)
+
+
+@sizes
+@batches
+def test_step(benchmark, num_prompts: int, num_arms: int, batch_size: int) -> None:
+    labels = categories(num_prompts, num_arms)
+    curriculum = Curriculum(labels, SEC(ALPHA, TEMPERATURE), arms=range(num_arms))
+    values = advantages(batch_size)
 
     def step() -> np.ndarray:
-        indices = curriculum.draw(B)
+        indices = curriculum.draw(batch_size)
         curriculum.observe(indices, advantages=values)
         return indices
 
     drawn = labels[step()]
-    for arm in set(drawn.tolist()):
+    for arm in drawn[:20].tolist():
         expected = ALPHA * np.abs(values[drawn == arm]).mean(dtype=np.float64)
         assert curriculum.values()[arm] == pytest.approx(expected, rel=1e-12)
     benchmark(step)
 
 
 @sizes
-def test_step_of_a_python_loader(benchmark, num_prompts: int, num_arms: int) -> None:
-    loader = PythonLoader(categories(num_prompts, num_arms).tolist(), seed=0)
-    values = advantages().tolist()
+def test_observe(benchmark, num_prompts: int, num_arms: int) -> None:
+    curriculum = Curriculum(categories(num_prompts, num_arms), SEC(ALPHA, TEMPERATURE))
+    indices, values = curriculum.draw(256), advantages(256)
+    benchmark(curriculum.observe, indices, advantages=values)
+    assert curriculum.metrics()["observations"] > 0
+
+
+@sizes
+@pytest.mark.parametrize("loader_class", [ListLoader, BufferLoader])
+def test_step_of_a_python_loader(benchmark, loader_class, num_prompts: int, num_arms: int) -> None:
+    if num_prompts > LARGEST_FOR_PYTHON:
+        pytest.skip("minutes to build")
+    loader = loader_class(categories(num_prompts, num_arms).tolist(), 0, ALPHA, TEMPERATURE)
+    values = advantages(256).tolist()
 
     def step() -> None:
-        loader.observe(loader.draw(B), values)
+        loader.observe(loader.draw(256), values)
 
     step()
     assert max(loader.values.values()) > 0
-    benchmark(step)
+    benchmark.pedantic(step, rounds=30, warmup_rounds=2)
 
 
-@pytest.mark.parametrize("num_prompts", [30_000, 1_000_000])
+@pytest.mark.parametrize("num_prompts", sorted({n for n, _ in SIZES}))
 def test_draw_of_torch_random_sampler(benchmark, num_prompts: int) -> None:
     sampler = RandomSampler(range(num_prompts))
     indices = itertools.chain.from_iterable(itertools.repeat(sampler))
-    assert len(set(itertools.islice(indices, B))) == B
-    benchmark(lambda: list(itertools.islice(indices, B)))
+    assert len(set(itertools.islice(indices, 256))) == 256
+    benchmark(lambda: list(itertools.islice(indices, 256)))
 
 
-def test_build_a_million_prompts(benchmark) -> None:
-    labels = categories(1_000_000, 100)
-    assert Curriculum(labels).num_arms == 100
+@pytest.mark.parametrize("num_arms", sorted({k for _, k in SIZES}))
+@pytest.mark.parametrize("rival", ["numpy_choice", "torch_multinomial"])
+def test_choice_of_arms_by_others(benchmark, rival: str, num_arms: int) -> None:
+    weights = np.full(num_arms, 1.0 / num_arms)
+    tensor, generator = torch.from_numpy(weights), np.random.default_rng(0)
+    calls = {
+        "numpy_choice": lambda: generator.choice(num_arms, 256, p=weights),
+        "torch_multinomial": lambda: torch.multinomial(tensor, 256, replacement=True).numpy(),
+    }
+    assert calls[rival]().max() < num_arms
+    benchmark(calls[rival])
+
+
+@sizes
+def test_build(benchmark, num_prompts: int, num_arms: int) -> None:
+    labels = categories(num_prompts, num_arms)
+    assert Curriculum(labels).num_prompts == num_prompts
     benchmark.pedantic(Curriculum, (labels,), rounds=5, warmup_rounds=1)
+
+
+@sizes
+def test_save_and_load(benchmark, num_prompts: int, num_arms: int) -> None:
+    curriculum = Curriculum(categories(num_prompts, num_arms), SEC(ALPHA, TEMPERATURE))
+    for _ in range(100):
+        curriculum.observe(curriculum.draw(256), advantages=advantages(256))
+    state = curriculum.to_bytes()
+    assert len(state) < 300 + 24 * curriculum.num_arms
+    benchmark.extra_info["bytes"] = len(state)
+
+    def save_and_load() -> None:
+        curriculum.load_bytes(curriculum.to_bytes())
+
+    benchmark.pedantic(save_and_load, rounds=10, warmup_rounds=1)
+    assert curriculum.to_bytes() == state
