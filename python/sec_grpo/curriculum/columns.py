@@ -294,7 +294,8 @@ def _arrow_reader(dataset: Any) -> _Reader:
                 raise _no_column(name, table.column_names)
             table = flat
         if not is_table:
-            table = table.select_columns([name]).with_format("arrow")[:]
+            # A shuffled data set comes in one chunk a row, which are slow one by one.
+            table = table.select_columns([name]).with_format("arrow")[:].combine_chunks()
         return table.column(name)
 
     def read(name: str, title: str) -> tuple[list[Any], NDArray[np.int64]]:
@@ -310,9 +311,13 @@ def _arrow_reader(dataset: Any) -> _Reader:
         return encoded.chunk(0).dictionary.to_pylist(), np.concatenate(codes).astype(np.int64)
 
     def iterate() -> Iterator[Mapping[str, Any]]:
-        if not is_table:
-            return iter(dataset.with_format(None))
-        return (row for batch in dataset.to_batches() for row in batch.to_pylist())
+        if is_table:
+            return (row for batch in dataset.to_batches() for row in batch.to_pylist())
+        return (
+            dict(zip(batch, values, strict=True))
+            for batch in dataset.with_format(None).iter(1000)
+            for values in zip(*batch.values(), strict=True)
+        )
 
     is_table = not hasattr(dataset, "select_columns")
     return read, names, iterate
