@@ -171,6 +171,13 @@ CONFIG = {
     "delta sapo": ({"delta": 4.0, "loss_type": "sapo"}, "delta must be unset with loss_type='sapo"),
     "sapo": ({"sapo_temperature_neg": 0.0}, "sapo_temperature_neg must be above 0, got 0.0"),
     "luspo": ({"loss_type": "luspo"}, "importance_sampling_level must be 'sequence'"),
+    "vespo level": (
+        {"loss_type": "vespo", "importance_sampling_level": "sequence"},
+        "importance_sampling_level must be 'token' with loss_type='vespo'",
+    ),
+    "vespo": ({"vespo_k_neg": 0.0}, "vespo_k_neg must be above 0, got 0.0"),
+    "off_policy": ({"off_policy_mask_threshold": 0.0}, "off_policy_mask_threshold must be above 0"),
+    "top_entropy": ({"top_entropy_quantile": 1.5}, r"top_entropy_quantile must be in \(0, 1\]"),
     "delta cispo": ({"delta": 4.0, "loss_type": "cispo"}, "delta must be unset with loss_type"),
     "loss_type": ({"loss_type": "ppo"}, "loss_type must be one of grpo, .*got 'ppo'"),
     "scale_rewards": ({"scale_rewards": "std"}, "scale_rewards must be one of group, batch, none"),

@@ -89,6 +89,38 @@ def test_losses_with_options_of_their_own(make_trainer, read_events, tmp_path, l
     assert (plain != sharp) == (loss_type == "sapo")
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss_type": "vespo", "vespo_lambda_pos": 1.0, "vespo_lambda_neg": 1.0},
+        {"beta": 0.1, "use_bias_correction_kl": True},
+        {"off_policy_mask_threshold": 0.001},
+        {"top_entropy_quantile": 0.3},
+    ],
+    ids=lambda options: list(options)[-1],
+)
+def test_corrections(make_trainer, read_events, tmp_path, options, fused):
+    """Each option changes the loss once the policy has moved, the same with either head."""
+    plain = {"loss_type": options.get("loss_type", "dapo"), "beta": options.get("beta", 0.0)}
+
+    def losses(name, **kwargs):
+        trainer = make_trainer(
+            output_dir=str(tmp_path / name),
+            num_iterations=2,
+            max_steps=2,
+            learning_rate=3e-2,
+            **kwargs,
+        )
+        trainer.train()
+        return [event["loss"] for event in read_events(tmp_path / name, "step")]
+
+    with_option = losses("with", fused_lm_head=fused, **options)
+    assert with_option != losses("without", fused_lm_head=fused, **plain)
+    other_head = losses("other", fused_lm_head=not fused, **options)
+    assert with_option == pytest.approx(other_head, rel=1e-4, abs=1e-6)
+
+
 def test_epochs(make_trainer):
     """24 prompts, 2 of them a step: one epoch is 12 steps."""
     trainer = make_trainer(max_steps=-1, num_train_epochs=0.5, curriculum=None)

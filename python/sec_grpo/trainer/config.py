@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 
 
 @dataclass
@@ -112,6 +112,35 @@ class GRPOConfig(TrainingArguments):
     )
     sapo_temperature_neg: float = field(
         default=1.05, metadata={"help": "SAPO: temperature of the gate elsewhere."}
+    )
+    vespo_k_pos: float = field(
+        default=2.0, metadata={"help": "VESPO: exponent of the weight where A >= 0."}
+    )
+    vespo_lambda_pos: float = field(
+        default=3.0, metadata={"help": "VESPO: decay of the weight where A >= 0."}
+    )
+    vespo_k_neg: float = field(
+        default=3.0, metadata={"help": "VESPO: exponent of the weight elsewhere."}
+    )
+    vespo_lambda_neg: float = field(
+        default=2.0, metadata={"help": "VESPO: decay of the weight elsewhere."}
+    )
+    use_bias_correction_kl: bool = field(
+        default=False, metadata={"help": "Multiply the KL estimate by the ratio (DeepSeek-V3.2)."}
+    )
+    off_policy_mask_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Drop the policy term of completions with A < 0 that have moved further than "
+            "this (mean log-ratio, nats) from the policy that sampled them."
+        },
+    )
+    top_entropy_quantile: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of tokens, those of highest entropy, that the policy term takes, of the "
+            "tokens of a process's micro-batch that are run."
+        },
     )
     importance_sampling_level: Literal["token", "sequence"] = field(
         default="token", metadata={"help": "Ratio per token (GRPO) or per sequence (GSPO)."}
@@ -283,16 +312,26 @@ def _check_loss_ranges(config: GRPOConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be 0 or above, got {value}")
-    for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
+    above_0 = ["sapo_temperature_pos", "sapo_temperature_neg"]
+    above_0 += ["vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"]
+    for name in above_0:
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
-    if config.loss_type == "luspo" and config.importance_sampling_level != "sequence":
+    threshold = config.off_policy_mask_threshold
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise ValueError(f"off_policy_mask_threshold must be above 0 or unset, got {threshold}")
+    if not 0 < config.top_entropy_quantile <= 1:
         raise ValueError(
-            "importance_sampling_level must be 'sequence' with loss_type='luspo', got "
+            f"top_entropy_quantile must be in (0, 1], got {config.top_entropy_quantile}"
+        )
+    level = {"luspo": "sequence", "vespo": "token"}.get(config.loss_type)
+    if level is not None and config.importance_sampling_level != level:
+        raise ValueError(
+            f"importance_sampling_level must be {level!r} with loss_type={config.loss_type!r}, got "
             f"{config.importance_sampling_level!r}"
         )
     if config.delta is not None:
-        if config.loss_type in ("cispo", "sapo"):
+        if config.loss_type in ("cispo", "sapo", "vespo"):
             raise ValueError(
                 f"delta must be unset with loss_type={config.loss_type!r}, which bounds the ratio "
                 f"in its own way, got {config.delta}"

@@ -38,7 +38,12 @@ from transformers.utils import logging
 from sec_grpo.curriculum import Curriculum, Strategy
 from sec_grpo.distributed import DistributedCurriculum, Processes
 from sec_grpo.errors import CheckpointError, RewardError
-from sec_grpo.ops import linear_policy_loss, policy_loss
+from sec_grpo.ops import (
+    linear_policy_loss,
+    off_policy_mask,
+    policy_loss,
+    top_entropy_mask,
+)
 from sec_grpo.trainer import checkpoint as checkpoints
 from sec_grpo.trainer.collect import RolloutCollector
 from sec_grpo.trainer.config import GRPOConfig
@@ -337,8 +342,13 @@ class GRPOTrainer(Trainer):
             "epsilon_high": args.epsilon if args.epsilon_high is None else args.epsilon_high,
             "delta": args.delta,
             "beta": args.beta,
+            "kl_bias_correction": args.use_bias_correction_kl,
             "sapo_temperature_pos": args.sapo_temperature_pos,
             "sapo_temperature_neg": args.sapo_temperature_neg,
+            "vespo_k_pos": args.vespo_k_pos,
+            "vespo_lambda_pos": args.vespo_lambda_pos,
+            "vespo_k_neg": args.vespo_k_neg,
+            "vespo_lambda_neg": args.vespo_lambda_neg,
             "num_items_in_batch": inputs["num_items_in_batch"],
             "num_sequences_in_batch": inputs["num_sequences_in_batch"],
             "max_completion_length": args.max_completion_length,
@@ -355,6 +365,8 @@ class GRPOTrainer(Trainer):
                     temperature=args.temperature,
                     logit_scale=head.logit_scale,
                     softcap=head.softcap,
+                    off_policy_threshold=args.off_policy_mask_threshold,
+                    top_entropy_quantile=args.top_entropy_quantile,
                     **options,
                 )
                 loss, entropy, metrics = out.loss, out.entropy, out.metrics
@@ -362,6 +374,7 @@ class GRPOTrainer(Trainer):
                 logprobs, entropy = completion_logprobs(
                     model, inputs, args.temperature, fused_lm_head=False
                 )
+                options["policy_mask"] = self._policy_mask(inputs, logprobs, entropy)
                 plain = policy_loss(logprobs, inputs["advantages"], **options)
                 loss, metrics = plain.loss, plain.metrics
         weight = float(inputs["targets"].numel())
@@ -371,6 +384,23 @@ class GRPOTrainer(Trainer):
                 self._metrics.add(name, value, weight)
         # A micro-batch in which every completion was left out is run for its collectives only.
         return loss if inputs["in_loss"] else loss * 0.0
+
+    def _policy_mask(
+        self, inputs: dict[str, Any], logprobs: torch.Tensor, entropy: torch.Tensor
+    ) -> torch.Tensor | None:
+        """(N,) bool tokens whose policy term counts; None for all."""
+        threshold, old = self.args.off_policy_mask_threshold, inputs["old_logprobs"]
+        mask = None
+        if threshold is not None and old is not None:
+            offsets = inputs["cu_seqlens"]
+            near = off_policy_mask(
+                logprobs, old, inputs["advantages"], threshold=threshold, cu_seqlens=offsets
+            )
+            mask = near.repeat_interleave(offsets.diff())
+        if self.args.top_entropy_quantile < 1:
+            varied = top_entropy_mask(entropy, quantile=self.args.top_entropy_quantile)
+            mask = varied if mask is None else mask & varied
+        return mask
 
     # ---- Rollouts -----------------------------------------------------------------------------
 
