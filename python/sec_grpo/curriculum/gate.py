@@ -1,6 +1,6 @@
-"""Which groups of completions a batch is made of, once their rewards are known.
+"""Which groups of rollouts make a batch, once their rewards are known.
 
-P prompts a batch, G rollouts a prompt, M groups generated for it.
+P prompts a batch, G rollouts a prompt (a group), M groups generated for a batch.
 """
 
 from __future__ import annotations
@@ -14,68 +14,86 @@ from numpy.typing import NDArray
 from sec_grpo.curriculum._arrays import as_groups, as_indices
 from sec_grpo.curriculum._parameters import count_parameter, real_parameter
 
-_SHORTAGES = ("fill", "short", "error")
+_SHORTAGES = ("fill", "fewer", "error")
 
 
 class ShortageError(ValueError):
-    """Too few groups with different rewards, and `on_shortage="error"`."""
+    """Too few groups whose rewards differ, and `on_shortage="error"`."""
 
 
 @dataclass(frozen=True)
 class DynamicSampling:
-    """Draw until enough groups have different rewards: dynamic sampling of DAPO (arXiv 2503.14476).
+    """Draw again for groups that teach nothing: dynamic sampling of DAPO (arXiv 2503.14476).
 
-    A group whose rewards are all equal has advantage 0 and teaches nothing. Such groups are
-    dropped, and prompts are drawn for the missing ones until the batch is full or the bound is
-    reached. All groups that were generated, the dropped ones too, are to be observed by the
-    curriculum: they are what tells it that an arm is too easy or too hard.
+    DAPO trains on groups with 0 < #correct < G; the others have advantage 0. Here a group is kept
+    when std(r_1, ..., r_G) > atol, for rewards of any kind. For the groups that are missing then,
+    other prompts are drawn, until P groups are kept or the refills are used up.
 
-    Departures: 1. only the missing prompts are drawn again, not whole batches; 2. the number of
-    refills is bounded.
+    All groups belong into one `Curriculum.observe` at the end, the dropped ones too: that an arm
+    is too easy or too hard is what the curriculum has to learn, and a strategy updates once a
+    batch however often it was refilled. Every refill is a draw, so schedules counted in draws
+    (`Ordered`, `Staged`) run ahead by it.
+
+    Departures: 1. prompts are drawn again for the missing groups only, not a whole batch; 2. the
+    number of refills is bounded, and `on_shortage` says what happens then; 3. the standard
+    deviation decides, not the mean, which is the same for rewards 0 and 1.
 
     Args:
-        max_refills: rounds of drawing after the first, at least 0.
-        overdraw: prompts drawn for each missing one, at least 1.
-        tolerance: rewards of a group count as equal when they differ by at most this, at least 0.
-        on_shortage: when the bound is reached, "fill" takes dropped groups, the earliest first, so
-            that the batch has P groups; "short" returns fewer; "error" raises ShortageError.
+        max_refills: most draws after the first, at least 0; 0 keeps every batch as it was drawn.
+        min_groups: enough groups to stop drawing, from 1 to P; by default P.
+        atol: a group is kept when the standard deviation of its rewards (over G - 1) is above
+            this, at least 0. Equal rewards have exactly 0.
+        on_shortage: what a batch with fewer than P kept groups holds besides: "fill" the groups
+            without a difference, as many as it takes, the first ones first, so that the batch
+            keeps its shape; "fewer" nothing; "error" is "fewer", and raises ShortageError when
+            even min_groups are not reached.
 
     Raises TypeError or ValueError, naming the parameter, for anything else.
 
-    Example::
+    A step::
 
-        batch = DynamicSampling(max_refills=3).start(256)
+        batch = DynamicSampling(max_refills=3).start(num_prompts=64)
         while batch.num_missing:
             indices = curriculum.draw(batch.num_missing)
-            batch.add(indices, rewards=generate_and_score(indices))  # (len(indices), G)
-        groups = batch.selected()  # positions among all that were added
-        curriculum.observe(batch.indices, rewards=batch.rewards, advantages=...)
+            batch.add(indices, rewards=rollouts(indices))           # (len(indices), G)
+        advantages = group_advantages(batch.rewards)                # (M, G), of all groups
+        curriculum.observe(batch.indices, advantages=advantages, rewards=batch.rewards)
+        train_on(batch.selected())                                  # positions among the M groups
     """
 
     max_refills: int = 3
-    overdraw: float = 1.0
-    tolerance: float = 0.0
+    min_groups: int | None = None
+    atol: float = 0.0
     on_shortage: str = "fill"
 
     def __post_init__(self) -> None:
         refills = self.max_refills
-        object.__setattr__(
-            self, "max_refills", 0 if refills == 0 else count_parameter("max_refills", refills)
-        )
-        for name, least in (("overdraw", 1.0), ("tolerance", 0.0)):
-            must = f"a finite number of at least {least:g}"
-            value = real_parameter(name, getattr(self, name), must)
-            if value < least:
-                raise ValueError(f"{name} must be {must}, got {value!r}")
-            object.__setattr__(self, name, value)
+        if isinstance(refills, bool) or refills != 0:
+            refills = count_parameter("max_refills", refills)
+        object.__setattr__(self, "max_refills", int(refills))
+        if self.min_groups is not None:
+            object.__setattr__(self, "min_groups", count_parameter("min_groups", self.min_groups))
+        must = "a finite number of at least 0"
+        atol = real_parameter("atol", self.atol, must)
+        if atol < 0:
+            raise ValueError(f"atol must be {must}, got {self.atol!r}")
+        object.__setattr__(self, "atol", atol)
         if self.on_shortage not in _SHORTAGES:
             raise ValueError(
-                f"on_shortage must be one of {', '.join(_SHORTAGES)}, got {self.on_shortage!r}"
+                f"on_shortage must be one of {', '.join(_SHORTAGES)}; got {self.on_shortage!r}"
             )
 
     def start(self, num_prompts: int) -> GatedBatch:
-        """An empty batch that wants groups of `num_prompts` prompts."""
-        return GatedBatch(self, count_parameter("num_prompts", num_prompts))
+        """An empty batch that wants groups of `num_prompts` (P) prompts.
+
+        Raises TypeError or ValueError unless P is an integer of at least 1 and of min_groups.
+        """
+        wanted = count_parameter("num_prompts", num_prompts)
+        if self.min_groups is not None and self.min_groups > wanted:
+            raise ValueError(
+                f"min_groups must be at most the {wanted} prompts of a batch, got {self.min_groups}"
+            )
+        return GatedBatch(self, wanted)
 
 
 class GatedBatch:
@@ -84,87 +102,107 @@ class GatedBatch:
     def __init__(self, gate: DynamicSampling, num_prompts: int) -> None:
         self._gate = gate
         self._num_prompts = num_prompts
-        self._rounds = 0
         self._indices: list[NDArray[np.int64]] = []
         self._rewards: list[NDArray[Any]] = []
-        self._differs: list[NDArray[np.bool_]] = []
+        self._differ: list[NDArray[np.bool_]] = []
 
     @property
     def num_missing(self) -> int:
-        """Prompts to draw next; 0 when the batch is full or the bound is reached."""
-        if self._rounds == 0:
+        """Prompts to draw next; 0 when the batch is complete or the refills are used up."""
+        if not self._differ:
             return self._num_prompts
-        missing = self._num_prompts - self._num_kept
-        if missing <= 0 or self._rounds > self._gate.max_refills:
+        kept = int(sum(differ.sum() for differ in self._differ))
+        enough = self._gate.min_groups or self._num_prompts
+        if kept >= enough or len(self._differ) > self._gate.max_refills:
             return 0
-        return int(np.ceil(missing * self._gate.overdraw))
+        return self._num_prompts - kept
 
     def add(self, indices: Any, *, rewards: Any) -> None:
-        """Take in the prompts (m,) that were drawn and the rewards (m, G) of their rollouts.
+        """Take in the prompts of a draw and the rewards of their rollouts.
 
-        Raises ValueError for wrong shapes and for NaN; then nothing was taken in.
+        Args:
+            indices: (m,) prompts, as many as `num_missing` said, or more where they have to be
+                dealt to processes evenly; those beyond the P kept first are dropped.
+            rewards: (m, G) rewards; G is the same in all draws.
+
+        Raises ValueError for wrong shapes, for NaN and infinity, and when nothing is missing;
+        TypeError for values that are not numbers. Then nothing was taken in.
         """
+        if self.num_missing == 0:
+            raise ValueError("the batch must miss prompts to add some; start another batch")
         index_array = as_indices(indices)
         reward_array = as_groups("rewards", rewards)
-        if reward_array is None or reward_array.ndim != 2 or len(reward_array) != len(index_array):
-            shape = None if reward_array is None else reward_array.shape
-            raise ValueError(f"rewards must have shape ({len(index_array)}, G), got {shape}")
-        if self._rewards and reward_array.shape[1] != self._rewards[0].shape[1]:
-            raise ValueError(
-                f"rewards must have G = {self._rewards[0].shape[1]} as before, got "
-                f"{reward_array.shape[1]}"
-            )
+        self._check_shape(reward_array, len(index_array))
+        assert reward_array is not None
         if not np.isfinite(reward_array).all():
-            raise ValueError("rewards must be finite, got NaN or infinity")
-        spread = reward_array.max(axis=1) - reward_array.min(axis=1)
+            row = int(np.argmin(np.isfinite(reward_array).all(axis=1)))
+            raise ValueError(f"rewards must be finite, got {reward_array[row]} in row {row}")
+        # Equality apart: the deviation of equal rewards such as 0.1 is not 0 in floating point.
+        differ = reward_array.max(axis=1) != reward_array.min(axis=1)
+        differ &= reward_array.std(axis=1, ddof=1, dtype=np.float64) > self._gate.atol
         self._indices.append(index_array)
         self._rewards.append(reward_array)
-        self._differs.append(spread > self._gate.tolerance)
-        self._rounds += 1
+        self._differ.append(differ)
 
     @property
     def indices(self) -> NDArray[np.int64]:
-        """(M,) prompts of all groups generated, in order."""
+        """(M,) int64 prompts of all groups, in the order in which they were added."""
+        self._require_groups()
         return np.concatenate(self._indices)
 
     @property
     def rewards(self) -> NDArray[Any]:
-        """(M, G) rewards of all groups generated."""
+        """(M, G) rewards of all groups."""
+        self._require_groups()
         return np.concatenate(self._rewards)
 
     def selected(self) -> NDArray[np.int64]:
-        """Positions among the M groups of those that make the batch, in order.
+        """(p,) int64 positions among the M groups of those that make the batch, ascending.
 
-        At most P; the groups with different rewards that come first, then by `on_shortage`.
+        The first P that are kept and, with "fill", the first of the others up to P. Raises
+        ShortageError with "error" when fewer than min_groups are kept.
         """
-        differs = np.concatenate(self._differs)
-        kept = np.flatnonzero(differs)[: self._num_prompts]
-        missing = self._num_prompts - len(kept)
-        if missing and self._gate.on_shortage == "error":
+        self._require_groups()
+        differ = np.concatenate(self._differ)
+        kept = np.flatnonzero(differ)[: self._num_prompts]
+        enough = self._gate.min_groups or self._num_prompts
+        if self._gate.on_shortage == "error" and len(kept) < enough:
             raise ShortageError(
-                f"only {len(kept)} of {self._num_prompts} groups have different rewards after "
-                f"{self._gate.max_refills} refills; raise max_refills, choose prompts that are "
-                'sometimes solved, or set on_shortage="fill"'
+                f"only {len(kept)} of {enough} groups have rewards that differ after "
+                f"{len(self._differ) - 1} refills; raise max_refills, choose prompts that are "
+                'solved now and then, or set on_shortage="fill"'
             )
-        if missing and self._gate.on_shortage == "fill":
-            kept = np.concatenate([kept, np.flatnonzero(~differs)[:missing]])
+        if self._gate.on_shortage == "fill":
+            kept = np.concatenate([kept, np.flatnonzero(~differ)[: self._num_prompts - len(kept)]])
         return np.sort(kept)
 
     def metrics(self) -> dict[str, float]:
-        """generated_groups; dropped_groups, those without a difference that are not in the batch;
-        refill_groups, generated after the first round; refills, rounds after the first; kept, the
-        share of the generated groups that have different rewards."""
-        differs = np.concatenate(self._differs)
-        chosen = np.zeros(len(differs), dtype=bool)
-        chosen[self.selected()] = True
+        """Scalars for a logger.
+
+        dropped_groups, generated but not in the batch; filled_groups, in the batch without a
+        difference; refills, draws after the first, and refill_rollouts, generated for them;
+        share_kept, the share of the M groups whose rewards differ.
+        """
+        selected = self.selected()
+        differ = np.concatenate(self._differ)
         return {
-            "generated_groups": float(len(differs)),
-            "dropped_groups": float((~differs & ~chosen).sum()),
-            "refill_groups": float(len(differs) - len(self._differs[0])),
-            "refills": float(self._rounds - 1),
-            "kept": float(differs.mean()),
+            "dropped_groups": float(len(differ) - len(selected)),
+            "filled_groups": float(len(selected) - differ[selected].sum()),
+            "refills": float(len(self._differ) - 1),
+            "refill_rollouts": float(sum(rewards.size for rewards in self._rewards[1:])),
+            "share_kept": float(differ.mean()),
         }
 
-    @property
-    def _num_kept(self) -> int:
-        return sum(int(differs.sum()) for differs in self._differs)
+    def _check_shape(self, rewards: NDArray[Any] | None, num_groups: int) -> None:
+        shape = () if rewards is None else rewards.shape
+        size = self._rewards[0].shape[1] if self._rewards else None
+        good = len(shape) == 2 and shape[0] == num_groups and shape[1] >= 2
+        if not good or size not in (None, shape[1]):
+            raise ValueError(
+                f"rewards must have shape ({num_groups}, {size or 'G'}), G at least 2, got "
+                f"{None if rewards is None else shape}"
+            )
+
+    def _require_groups(self) -> None:
+        if not self._differ:
+            raise ValueError("the batch must have groups: add those of num_missing prompts first")
