@@ -68,11 +68,10 @@ void Engine::draw(std::size_t batch_size, std::int64_t* prompts) {
     for (std::size_t i = 0; i < count; ++i) counters[i] = arm_counter(counter_ + done + i);
     first_words(counters.data(), count, key, words.data());
     for (std::size_t i = 0; i < count; ++i) {
-      const std::uint64_t target =
-          bounded_from(words[i], tree.total(), PhiloxWords(counters[i], key));
-      arms[i] = static_cast<std::uint32_t>(tree.find(target));
-      buffers_.prefetch(arms[i]);
+      words[i] = bounded_from(words[i], tree.total(), PhiloxWords(counters[i], key));
     }
+    tree.find_all(words.data(), count, arms.data());
+    for (std::size_t i = 0; i < count; ++i) buffers_.prefetch(arms[i]);
     buffers_.draw(arms.data(), count, step_, key, prompts + done);
   }
   counter_ += batch_size;

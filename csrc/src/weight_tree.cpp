@@ -1,6 +1,22 @@
 #include "sec_grpo/weight_tree.h"
 
+#include "sec_grpo/prefetch.h"
+
 namespace sec_grpo {
+namespace {
+
+// The child of a node whose interval holds *target, which becomes relative to it. All sums are
+// compared: a search that stops at the right one stops at random, and the mispredicted branch
+// costs more than the rest of the node.
+std::size_t descend(const std::uint64_t* node, std::uint64_t* target) {
+  std::size_t child = 0;
+  // The last sum is that of the node, which the target is below.
+  for (std::size_t i = 0; i + 1 < WeightTree::kFanout; ++i) child += *target >= node[i] ? 1 : 0;
+  *target -= child == 0 ? 0 : node[child - 1];
+  return child;
+}
+
+}  // namespace
 
 WeightTree::WeightTree(std::size_t num_leaves) : num_leaves_(num_leaves) {
   std::size_t level_size = num_leaves;
@@ -50,19 +66,27 @@ void WeightTree::pad_level(std::size_t level, std::size_t size) {
   for (std::size_t i = offsets_[level] + size; i < end; ++i) nodes_[i] = 0;
 }
 
-// All sums of a node are compared: a search that stops at the right one stops at random, and the
-// mispredicted branch costs more than the rest of the node.
 std::size_t WeightTree::find(std::uint64_t target) const {
   std::size_t index = 0;
   for (std::size_t level = offsets_.size(); level-- > 0;) {
-    const std::uint64_t* node = &nodes_[offsets_[level] + index * kFanout];
-    std::size_t child = 0;
-    // The last sum is that of the node, which the target is below.
-    for (std::size_t i = 0; i + 1 < kFanout; ++i) child += target >= node[i] ? 1 : 0;
-    target -= child == 0 ? 0 : node[child - 1];
-    index = index * kFanout + child;
+    index = index * kFanout + descend(&nodes_[offsets_[level] + index * kFanout], &target);
   }
   return index;
+}
+
+void WeightTree::find_all(std::uint64_t* targets, std::size_t count, std::uint32_t* leaves) const {
+  for (std::size_t i = 0; i < count; ++i) leaves[i] = 0;
+  for (std::size_t level = offsets_.size(); level-- > 0;) {
+    const std::uint64_t* nodes = &nodes_[offsets_[level]];
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t index = std::size_t{leaves[i]} * kFanout;
+      leaves[i] = static_cast<std::uint32_t>(index + descend(nodes + index, &targets[i]));
+      if (level > 0) {
+        prefetch_for_read(&nodes_[offsets_[level - 1] + std::size_t{leaves[i]} * kFanout]);
+        prefetch_for_read(&nodes_[offsets_[level - 1] + std::size_t{leaves[i]} * kFanout + 8]);
+      }
+    }
+  }
 }
 
 }  // namespace sec_grpo

@@ -33,6 +33,10 @@ void test_against_a_scan(std::size_t num_leaves) {
     // Both ends of the interval of a random leaf, and a random target.
     for (const std::uint64_t target : {std::uint64_t{0}, total - 1, bounded(total, words)}) {
       const std::size_t found = tree.find(target);
+      std::uint64_t targets[] = {target, total - 1 - target};
+      std::uint32_t leaves[2];
+      tree.find_all(targets, 2, leaves);
+      CHECK(leaves[0] == found && leaves[1] == tree.find(total - 1 - target));
       CHECK(found < num_leaves && weights[found] > 0);
       const std::uint64_t before = std::accumulate(
           weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(found), std::uint64_t{0});

@@ -33,6 +33,10 @@ class WeightTree {
   // weight 0 has no interval.
   std::size_t find(std::uint64_t target) const;
 
+  // leaves[i] = find(targets[i]), level by level, so that the memory accesses of one target need
+  // not wait for those of another; the targets are overwritten.
+  void find_all(std::uint64_t* targets, std::size_t count, std::uint32_t* leaves) const;
+
  private:
   // Turns level 0 from weights into sums, and makes the levels above.
   void rebuild();
