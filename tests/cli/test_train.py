@@ -116,7 +116,7 @@ def test_lora(run, events, reward: str) -> None:
         (("--num_generations", "many"), "invalid int value: 'many'"),
         (("--num_generations", "1"), "num_generations must be at least 2, got 1"),
         (("--per_device_train_batch_size", "6"), "nearest sizes that fit are 4 and 8"),
-        (("--strategy", "sac"), "random, reverse, sec, static_weights"),
+        (("--strategy", "sac"), "random, reverse, sec, staged, static_weights"),
         (("--strategy", "{name: sec, alfa: 1}"), "alpha"),
         (("--strategy", "{name: ["), "--strategy is not valid YAML"),
         (("--category", "topic"), "no column 'topic'"),
@@ -139,15 +139,30 @@ def test_bad_input_is_refused_before_training(run, words: tuple[str, ...], messa
     assert not list(Path("out").glob("*")) if Path("out").exists() else True
 
 
-def test_rows_of_several_tasks_need_a_reward(run) -> None:
+def test_rows_of_several_tasks_are_judged_by_their_own(run) -> None:
     rows = [
         {"prompt": "ba>", "ground_truth": "ab", "difficulty": 2, "data_source": "sort-train"},
         {"prompt": "1+1", "ground_truth": "2", "difficulty": 2, "data_source": "math_train"},
-    ]
+    ] * 4
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match=r"names several tasks \(math, sort\): pass --reward"):
-        run("train", "--model", "tiny", "--data", "rows.jsonl", *SMALL)
-    Path("rows.jsonl").write_text(json.dumps({**rows[0], "data_source": "chess"}))
+    run("train", "--model", "tiny", "--data", "rows.jsonl", *SMALL, "--max_steps", 2,
+        "--output_dir", "mixed")  # fmt: skip
+    steps = [json.loads(line) for line in Path("mixed/metrics.jsonl").read_text().splitlines()]
+    logged = {name for event in steps for name in event if name.startswith("rewards/")}
+    assert {"rewards/sort_reward/mean", "rewards/math_reward/mean"} <= logged
+
+
+def test_sources_are_mixed(run) -> None:
+    words = ["--data", "countdown,arc_1d", "--category", "type,difficulty", *SMALL]
+    run("train", "--model", "tiny", *words, "--max_steps", 1, "--output_dir", "mixed")
+    text = Path("mixed/metrics.jsonl").read_text()
+    assert "countdown" in text
+    assert "arc_1d" in text
+
+
+def test_rows_of_no_known_task_need_a_reward(run) -> None:
+    row = {"prompt": "e4", "ground_truth": "e5", "difficulty": 2, "data_source": "chess"}
+    Path("rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match="--reward is missing and the data names no task"):
         run("train", "--model", "tiny", "--data", "rows.jsonl", *SMALL)
 

@@ -317,7 +317,7 @@ def test_task_of(row, name):
 def test_task_of_what_nobody_verifies():
     with pytest.raises(
         ValueError,
-        match=r"no registered task verifies 'zebra-easy-test'\. Known: countdown, math, sort",
+        match=r"no registered task verifies 'zebra-easy-test'\. Known: arc_1d, countdown, math, sort, zebra",
     ):
         task_of("zebra-easy-test")
     with pytest.raises(ValueError, match=r"needs a column 'task' or 'data_source'.* Got: prompt"):

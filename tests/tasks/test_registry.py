@@ -16,7 +16,7 @@ def registry(monkeypatch):
 
 
 def test_built_in_tasks():
-    assert tasks.names() == ("countdown", "math", "sort")
+    assert tasks.names() == ("arc_1d", "countdown", "math", "sort", "zebra")
     assert type(tasks.get("sort")) is SortTask
     assert type(tasks.get("countdown")) is CountdownTask
     assert tasks.get("sort") is tasks.get("sort")
@@ -27,7 +27,7 @@ def test_built_in_tasks():
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match=r"unknown task 'sorting'. Known: countdown, math, sort"):
+    with pytest.raises(ValueError, match=r"unknown task 'sorting'. Known: arc_1d, countdown, math, sort, zebra"):
         tasks.get("sorting")
 
 
@@ -36,7 +36,16 @@ def test_register(registry):
     tasks.register("mine", task)
     tasks.register("class", SortTask)
     tasks.register("path", "sec_grpo.tasks.sort:SortTask")
-    assert tasks.names() == ("class", "countdown", "math", "mine", "path", "sort")
+    assert tasks.names() == (
+        "arc_1d",
+        "class",
+        "countdown",
+        "math",
+        "mine",
+        "path",
+        "sort",
+        "zebra",
+    )
     assert tasks.get("mine") is task
     assert type(tasks.get("class")) is type(tasks.get("path")) is SortTask
     with pytest.raises(ValueError, match="'mine' is registered already"):

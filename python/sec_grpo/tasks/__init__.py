@@ -10,22 +10,27 @@ import importlib
 
 from sec_grpo.tasks.base import Task, TaskReward, Verdict
 from sec_grpo.tasks.loader import load_dataset_file, task_of
+from sec_grpo.tasks.mixture import OneOfSeveral, mix
 
 __all__ = [
+    "OneOfSeveral",
     "Task",
     "TaskReward",
     "Verdict",
     "get",
     "load_dataset_file",
+    "mix",
     "names",
     "register",
     "task_of",
 ]
 
 _registry: dict[str, str | type[Task] | Task] = {
+    "arc_1d": "sec_grpo.tasks.puzzles:ARC1DTask",
     "countdown": "sec_grpo.tasks.countdown:CountdownTask",
     "math": "sec_grpo.tasks.mathematics:MathTask",
     "sort": "sec_grpo.tasks.sort:SortTask",
+    "zebra": "sec_grpo.tasks.puzzles:ZebraTask",
 }
 
 

@@ -49,6 +49,8 @@ class Task(ABC):
         held_out_levels: the levels only evaluated on.
         level_range: lowest and highest level `generate` accepts; None: only the levels above.
         well_formed_reward: the training reward of a wrong answer in the right format.
+        prompts_per_level, eval_prompts_per_level: how many problems of a level the command line
+            makes; fewer where making one takes long.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Task(ABC):
     held_out_levels: tuple[int, ...] = ()
     level_range: tuple[int, int] | None = None
     well_formed_reward: float = 0.1
+    prompts_per_level: int = 1000
+    eval_prompts_per_level: int = 50
 
     @abstractmethod
     def draw(self, rng: random.Random, level: int) -> Row:

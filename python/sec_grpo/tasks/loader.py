@@ -67,16 +67,16 @@ def load_dataset_file(path_or_name: str | Path, split: str = "train") -> dataset
     return data
 
 
-# The authors' test sets of task "math" besides MATH itself.
-_CONTESTS = {"aime": "math", "amc": "math"}
+# The authors' names for the test sets of task "math" besides MATH itself, and for ARC-1D.
+_OTHER_NAMES = {"aime": "math", "amc": "math", "arc": "arc_1d"}
 
 
 def task_of(row: Mapping[str, Any] | str) -> str:
     """The name of the registered task that verifies a row.
 
     A row's `task` column decides; without one, the first word of its `data_source` that is a
-    registered name ("countdown-easy-train" -> "countdown") or the contest of a math data set
-    ("test_aime" -> "math").
+    registered name ("countdown-easy-train" -> "countdown"), the contest of a math data set
+    ("test_aime" -> "math"), or "arc" for arc_1d.
 
     Args:
         row: a row of a data set, or just its data source.
@@ -100,7 +100,7 @@ def task_of(row: Mapping[str, Any] | str) -> str:
             f"Got: {', '.join(map(str, row)) or 'no columns'}."
         )
     for word in re.split(r"[-_/\s]+", source.lower()):
-        word = _CONTESTS.get(word, word)
+        word = _OTHER_NAMES.get(word, word)
         if word in names():
             return word
     raise ValueError(
