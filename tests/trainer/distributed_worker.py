@@ -194,6 +194,76 @@ def unequal_feedback(folder):
     return {"error": None}
 
 
+class DeadScorer(Recorder):
+    """Rows of difficulty 0 have equal scores; those of the others differ, whatever is sampled."""
+
+    __name__ = "dead_scorer"
+
+    def __init__(self, tokenizer, fail_at=None):
+        super().__init__(tokenizer)
+        self.fail_at = fail_at
+
+    def __call__(self, prompts, completions, completion_ids, difficulty, row, **columns):
+        if not completion_ids[0]:
+            return [0.0] * len(prompts)
+        if RANK == 1 and len(self.generations) == self.fail_at:
+            raise KeyError("broken")
+        noise = [sum((k + 1) * token for k, token in enumerate(ids)) for ids in completion_ids]
+        scores = [n + 0.5 if level else 0.5 for n, level in zip(noise, difficulty, strict=True)]
+        self.generations.append((list(row), completion_ids, scores))
+        return scores
+
+
+def dynamic_trainer(folder, name, fail_at=None, **options):
+    scorer = DeadScorer(character_tokenizer("abcdefgh"), fail_at)
+    given = {"max_steps": 3, "num_iterations": 1, "dynamic_sampling_refills": 4, **options}
+    trainer, _ = make_trainer(folder / name, scorer, save_strategy="no", **given)
+    batches = []
+    collect = trainer._collector.collect
+
+    def noting(*args):
+        batches.append(collect(*args))
+        return batches[-1]
+
+    trainer._collector.collect = noting
+    return trainer, scorer, batches
+
+
+def dynamic_result(trainer, scorer, batches):
+    return {
+        **result(trainer, scorer),
+        "batches": [(b.prompt_ids, b.completion_ids, b.advantages.tolist()) for b in batches],
+        "observations": trainer.curriculum.metrics()["observations"],
+        "drawn": trainer.curriculum.metrics()["prompts_drawn"],
+    }
+
+
+def dynamic_sampling(folder):
+    """Groups of four over two processes: every group of a refill spans both."""
+    run = dynamic_trainer(folder, "dynamic")
+    run[0].train()
+    return dynamic_result(*run)
+
+
+def dynamic_sampling_odd(folder):
+    """Groups of three: prompts are drawn in pairs, so that each process has whole rows."""
+    run = dynamic_trainer(folder, "odd", num_generations=3, per_device_train_batch_size=6)
+    run[0].train()
+    return dynamic_result(*run)
+
+
+def dynamic_sampling_failing(folder):
+    """The second draw of a generation fails in one process."""
+    trainer, scorer, _ = dynamic_trainer(folder, "dynamic_failing", fail_at=1)
+    before = trainer.curriculum.to_bytes()
+    try:
+        trainer.train()
+    except RewardError as error:
+        unchanged = trainer.curriculum.to_bytes() == before
+        return {"error": str(error), "unchanged": unchanged, "calls": len(scorer.generations)}
+    return {"error": None}
+
+
 def one_process(folder):
     """Continue at a generation's end what two processes began."""
     trainer, recorder = make_trainer(folder / "one", per_device_train_batch_size=12)

@@ -23,6 +23,9 @@ SCENARIOS = (
     "failing_evaluation",
     "signalled",
     "unequal_feedback",
+    "dynamic_sampling",
+    "dynamic_sampling_odd",
+    "dynamic_sampling_failing",
 )
 
 pytestmark = pytest.mark.slow
@@ -174,3 +177,56 @@ def test_differing_curricula_are_noticed(results):
     for rank in (0, 1):
         error = results["unequal_feedback"][rank]["error"]
         assert error.startswith("the curriculum differs between the processes (process 0: step 0")
+
+
+@pytest.mark.parametrize(("name", "size"), [("dynamic_sampling", 4), ("dynamic_sampling_odd", 3)])
+def test_dynamic_sampling_in_two_processes(results, oracle, name, size):
+    """Each batch is the first live groups that both processes scored, dealt evenly."""
+    pair = results[name]
+    one, two = pair
+    assert one["curriculum"] == two["curriculum"]
+    assert_same_weights(one, two)
+    assert one["observations"] == len(one["batches"]) == 3
+    tokenizer = character_tokenizer("abcdefgh")
+    num_prompts = 12 // size
+    draws = iter(zip(one["generations"], two["generations"], strict=True))
+    num_draws = num_groups = 0
+    for batch in zip(one["batches"], two["batches"], strict=True):
+        groups, live = [], []
+        while len(live) < num_prompts:
+            first, second = next(draws)
+            num_draws += 1
+            rows = [*zip(*first, strict=True), *zip(*second, strict=True)]
+            assert len(first[0]) == len(second[0])
+            drawn = [rows[i : i + size] for i in range(0, len(rows), size)]
+            missing = num_prompts - len(live)
+            # A single missing group of three cannot be halved: two prompts are drawn.
+            assert len(drawn) == missing + (missing % 2 if size == 3 else 0)
+            assert all(len({row for row, _, _ in group}) == 1 for group in drawn)
+            groups += drawn
+            live += [group for group in drawn if len({score for _, _, score in group}) > 1]
+        num_groups += len(groups)
+        expected = [row for group in live[:num_prompts] for row in group]
+        ids = [i for part in batch for i in part[1]]
+        assert ids == [completion for _, completion, _ in expected]
+        prompts = ["abcdefgh"[: 2 + row % 4] for row, _, _ in expected]
+        assert [i for part in batch for i in part[0]] == [
+            tokenizer(prompt)["input_ids"] for prompt in prompts
+        ]
+        assert [len(part[1]) for part in batch] == [6, 6]
+        advantages = oracle.advantages([score for _, _, score in expected], size)
+        assert [a for part in batch for a in part[2]] == pytest.approx(advantages, abs=1e-5)
+    assert next(draws, None) is None
+    assert num_draws > 3  # some batch was refilled
+    assert one["drawn"] == num_groups
+    logged = sum(event.get("dynamic_sampling/refill_rollouts", 0) for event in one["log"])
+    assert logged == size * (num_groups - 3 * num_prompts)
+
+
+def test_failure_in_a_refill_stops_both(results):
+    one, two = results["dynamic_sampling_failing"]
+    assert "failed on another process" in one["error"]
+    assert "raised KeyError: 'broken'" in two["error"]
+    assert one["unchanged"]
+    assert two["unchanged"]
+    assert (one["calls"], two["calls"]) == (2, 1)

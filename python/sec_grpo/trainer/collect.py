@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sec_grpo.curriculum import DynamicSampling
 from sec_grpo.distributed import DistributedCurriculum, Processes
 from sec_grpo.errors import RewardError
-from sec_grpo.ops import group_advantages
+from sec_grpo.ops import GroupAdvantages, group_advantages
 from sec_grpo.trainer.config import GRPOConfig
+from sec_grpo.trainer.draws import Draw, deal, dealable
 from sec_grpo.trainer.metrics import MetricStore
 from sec_grpo.trainer.prompts import PromptDataset, is_chat, tokenize_prompt
 from sec_grpo.trainer.rewards import RewardFunctions
@@ -67,13 +69,48 @@ class RolloutCollector:
     ) -> Rollouts:
         """The completions of one generation batch that belong to this process.
 
+        With dynamic sampling, groups whose rewards are all equal give way to those of prompts
+        drawn after them, as far as the refills go. Every process decides from the rewards of all.
+        The curriculum observes all groups at once, and the metrics are of all of them.
+
         Raises:
             RewardError: a reward function failed on any process; the curriculum is then as it was
                 before the call, on every process.
         """
         args = self._args
         before_draw = self._curriculum.state_dict()
-        indices = self._curriculum.draw(args.num_prompts)
+        gate = DynamicSampling(max_refills=args.dynamic_sampling_refills)
+        batch = gate.start(args.num_prompts)
+        draws: list[Draw] = []
+        try:
+            while batch.num_missing:
+                stream = f"refill {len(draws)}" if draws else "rollout"
+                seed = self.derive_seed(stream, generation)
+                draws.append(self._draw(model, batch.num_missing, seed, trainer_state))
+                batch.add(draws[-1].indices, rewards=draws[-1].rewards)
+        except RewardError:
+            self._curriculum.load_state_dict(before_draw)
+            raise
+        rewards = torch.cat([draw.rewards for draw in draws])
+        result = self._advantages(rewards)
+        self._curriculum.observe_gathered(
+            batch.indices,
+            advantages=result.advantages.reshape(rewards.shape).numpy(),
+            rewards=rewards.numpy(),
+        )
+        self._record_draws(draws, rewards, result.dead)
+        if args.dynamic_sampling_refills:
+            for name, value in batch.metrics().items():
+                self._metrics.add(f"dynamic_sampling/{name}", value)
+        return self._rollouts(draws, batch.indices, rewards, batch.selected(), trainer_state)
+
+    def _draw(
+        self, model: PreTrainedModel, num_prompts: int, seed: int, trainer_state: TrainerState
+    ) -> Draw:
+        """Draw prompts, at least as many as given, sample their completions and score them."""
+        args = self._args
+        count = dealable(num_prompts, args.num_generations, self._processes.size)
+        indices = self._curriculum.draw(count)
         local = self._processes.local_slice(np.repeat(indices, args.num_generations))
         rows = [self._prompts.row(i) for i in local]
         prompt_ids = self._tokenize(rows, local)
@@ -82,37 +119,49 @@ class RolloutCollector:
             model,
             prompt_ids,
             self._generation_config,
-            seed=self.derive_seed("rollout", generation),
+            seed=seed,
             batch_size=args.rollout_batch_size,
         )
-        self._metrics.add("time/rollout", time.perf_counter() - started)
-        try:
-            rewards, each = self._score_everywhere(rows, completion_ids, trainer_state)
-        except RewardError:
-            self._curriculum.load_state_dict(before_draw)
-            raise
+        sampled = time.perf_counter()
+        rewards, each = self._score_everywhere(rows, completion_ids, trainer_state)
+        seconds = {"rollout": sampled - started, "reward": time.perf_counter() - sampled}
         all_rewards = self._processes.gather(torch.as_tensor(rewards, dtype=torch.float32))
-        result = group_advantages(
-            all_rewards,
-            num_generations=args.num_generations,
-            scale=args.scale_rewards,  # type: ignore[arg-type]
-        )
-        shape = (args.num_prompts, args.num_generations)
-        self._curriculum.observe_gathered(
-            indices,
-            advantages=result.advantages.reshape(shape).numpy(),
-            rewards=all_rewards.reshape(shape).numpy(),
-        )
+        shape = (count, args.num_generations)
+        return Draw(indices, completion_ids, all_rewards.reshape(shape), each, seconds)
+
+    def _advantages(self, rewards: torch.Tensor) -> GroupAdvantages:
+        return group_advantages(rewards, scale=self._args.scale_rewards)  # type: ignore[arg-type]
+
+    def _rollouts(
+        self,
+        draws: list[Draw],
+        indices: np.ndarray,
+        rewards: torch.Tensor,
+        groups: np.ndarray,
+        trainer_state: TrainerState,
+    ) -> Rollouts:
+        """This process's part of the batch that `groups` (P,) make, of M drawn.
+
+        `indices` (M,) and `rewards` (M, G) are those of all groups.
+        """
+        size = self._args.num_generations
+        processes = self._processes
+        completion_ids = deal(draws, (groups[:, None] * size + np.arange(size)).ravel(), processes)
+        local = processes.local_slice(np.repeat(indices[groups], size))
+        rows = [self._prompts.row(i) for i in local]
         finished = torch.tensor([self._is_finished(ids) for ids in completion_ids])
-        self._record_rewards(all_rewards.reshape(shape), result.dead, each)
-        self._record_lengths(completion_ids, finished)
-        if args.log_completions and self._processes.rank == 0:
-            self._print_completions(rows, completion_ids, rewards, trainer_state.global_step)
+        if self._args.log_completions and processes.rank == 0:
+            shown = processes.local_slice(rewards[groups].flatten())
+            self._print_completions(rows, completion_ids, shown, trainer_state.global_step)
+        # Again, and not those that the curriculum saw: "batch" scales by the batch trained on.
+        advantages = self._advantages(rewards[groups]).advantages.flatten()
         return Rollouts(
-            prompt_ids,
+            self._tokenize(rows, local),
             completion_ids,
-            advantages=self._processes.local_slice(result.advantages).clone(),
-            in_loss=finished if args.mask_truncated_completions else torch.ones_like(finished),
+            advantages=processes.local_slice(advantages).clone(),
+            in_loss=(
+                finished if self._args.mask_truncated_completions else torch.ones_like(finished)
+            ),
         )
 
     def evaluate(
@@ -214,7 +263,6 @@ class RolloutCollector:
         self, rows: list[dict[str, Any]], completion_ids: list[list[int]], state: TrainerState
     ) -> tuple[np.ndarray, np.ndarray]:
         """`_score` of training rows, failing on every process when it fails on one."""
-        started = time.perf_counter()
         failure: RewardError | None = None
         scored = None
         try:
@@ -224,7 +272,6 @@ class RolloutCollector:
         except RewardError as error:
             failure = error
         self._raise_everywhere(failure)
-        self._metrics.add("time/reward", time.perf_counter() - started)
         assert scored is not None
         return scored
 
@@ -259,20 +306,25 @@ class RolloutCollector:
         eos = self._generation_config.eos_token_id
         return bool(ids) and ids[-1] in (eos if isinstance(eos, list) else [eos])
 
-    def _record_rewards(self, rewards: torch.Tensor, dead: torch.Tensor, each: np.ndarray) -> None:
-        """Record rewards (P, G), dead (P * G,) and this process's each (b, F)."""
+    def _record_draws(self, draws: list[Draw], rewards: torch.Tensor, dead: torch.Tensor) -> None:
+        """Record times, lengths and rewards of all draws: rewards (M, G), dead (M,)."""
+        for name in draws[0].seconds:
+            self._metrics.add(f"time/{name}", sum(draw.seconds[name] for draw in draws))
         self._metrics.add("reward", rewards.mean())
         self._metrics.add("reward_std", rewards.std(dim=1).mean())
         self._metrics.add("frac_reward_zero_std", dead.float().mean())
+        each = np.concatenate([draw.each for draw in draws])
         gathered = self._processes.gather(torch.as_tensor(each)).numpy()
         for k, name in enumerate(self._rewards.names):
             applies = gathered[:, k][~np.isnan(gathered[:, k])]
             if applies.size:
                 self._metrics.add(f"rewards/{name}/mean", float(applies.mean()))
                 self._metrics.add(f"rewards/{name}/std", float(applies.std()))
+        self._record_lengths([ids for draw in draws for ids in draw.completion_ids])
 
-    def _record_lengths(self, completion_ids: list[list[int]], finished: torch.Tensor) -> None:
+    def _record_lengths(self, completion_ids: list[list[int]]) -> None:
         lengths = self._processes.gather(torch.tensor([len(ids) for ids in completion_ids]))
+        finished = torch.tensor([self._is_finished(ids) for ids in completion_ids])
         ended = self._processes.gather(finished)
         self.num_tokens += int(lengths.sum())
         lengths = lengths.float()
@@ -287,7 +339,7 @@ class RolloutCollector:
         self,
         rows: list[dict[str, Any]],
         completion_ids: list[list[int]],
-        rewards: np.ndarray,
+        rewards: torch.Tensor,
         step: int,
     ) -> None:
         from rich.console import Console

@@ -19,7 +19,9 @@ class GRPOConfig(TrainingArguments):
     from the curriculum, `num_generations` (G) completions each. It is split over the processes and
     then into `steps_per_generation` micro-batches of `per_device_train_batch_size` completions; an
     optimizer step uses `gradient_accumulation_steps` of them, and every completion is used
-    `num_iterations` times.
+    `num_iterations` times. With `dynamic_sampling_refills`, groups whose rewards are all equal give
+    way to groups of prompts drawn after them (`sec_grpo.curriculum.DynamicSampling`); the batch
+    keeps its size, and a curriculum that counts draws, such as `Ordered`, runs ahead by the refills.
 
     Raises:
         ValueError: a value is out of range, or the batch sizes do not fit together.
@@ -73,6 +75,14 @@ class GRPOConfig(TrainingArguments):
         metadata={
             "help": "Most completions generated together on one device; lower it when the "
             "key-value cache runs out of memory. Default: all."
+        },
+    )
+    dynamic_sampling_refills: int = field(
+        default=0,
+        metadata={
+            "help": "Dynamic sampling (DAPO): most times that a generation batch is drawn again "
+            "for groups whose rewards are all equal, which teach nothing; 0 is off. The "
+            "curriculum observes them all the same, and groups still missing then stay."
         },
     )
     generation_seed: int | None = field(
@@ -282,6 +292,11 @@ def _check_ranges(config: GRPOConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1 or unset, got {value}")
+    refills = config.dynamic_sampling_refills
+    if isinstance(refills, bool) or not isinstance(refills, int) or refills < 0:
+        raise ValueError(
+            f"dynamic_sampling_refills must be an integer of at least 0, got {refills!r}"
+        )
     if config.auto_find_batch_size:
         raise ValueError(
             "auto_find_batch_size must be False: a generation batch is laid out for one batch "
