@@ -19,9 +19,11 @@ class GRPOConfig(TrainingArguments):
     from the curriculum, `num_generations` (G) completions each. It is split over the processes and
     then into `steps_per_generation` micro-batches of `per_device_train_batch_size` completions; an
     optimizer step uses `gradient_accumulation_steps` of them, and every completion is used
-    `num_iterations` times. With `dynamic_sampling_refills`, groups whose rewards are all equal give
-    way to groups of prompts drawn after them (`sec_grpo.curriculum.DynamicSampling`); the batch
-    keeps its size, and a curriculum that counts draws, such as `Ordered`, runs ahead by the refills.
+    `num_iterations` times.
+
+    With `dynamic_sampling_refills`, groups whose rewards are all equal give way to groups of
+    prompts drawn after them (`sec_grpo.curriculum.DynamicSampling`); the batch keeps its size. A
+    refill is a draw, so a schedule that counts draws, such as `Ordered`, runs ahead by it.
 
     Raises:
         ValueError: a value is out of range, or the batch sizes do not fit together.
