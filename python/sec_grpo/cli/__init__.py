@@ -8,6 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
+from sec_grpo.cli.evaluate import evaluate
 from sec_grpo.cli.info import info
 from sec_grpo.cli.quickstart import quickstart
 from sec_grpo.cli.report import report
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(quickstart)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command(name="eval")(evaluate)
 app.command()(report)
 app.command()(simulate)
 app.command()(info)
