@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from sec_grpo.curriculum import BetaThompson as BetaThompson
     from sec_grpo.curriculum import Composed as Composed
     from sec_grpo.curriculum import Curriculum as Curriculum
+    from sec_grpo.curriculum import DynamicSampling as DynamicSampling
     from sec_grpo.curriculum import E2HGaussian as E2HGaussian
+    from sec_grpo.curriculum import Factored as Factored
     from sec_grpo.curriculum import Floor as Floor
     from sec_grpo.curriculum import Learnability as Learnability
     from sec_grpo.curriculum import Ordered as Ordered
@@ -49,7 +51,9 @@ _MODULES = {
         "AdaRFT",
         "BetaThompson",
         "Composed",
+        "DynamicSampling",
         "E2HGaussian",
+        "Factored",
         "Floor",
         "PAC",
         "PLR",
