@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -143,3 +146,65 @@ def test_metrics_of_several_functions(make_trainer, read_events):
             assert event["rewards/sometimes/mean"] == 1.0
             assert event["rewards/sometimes/std"] == 0.0
         assert mean <= event["reward"] <= mean + 3.0
+
+
+# ---- Coroutine functions ------------------------------------------------------------------------
+
+
+def call(funcs, completions=("a", "bb")):
+    rewards = RewardFunctions(funcs, None)
+    ids = [[1]] * len(completions)
+    return rewards(["p"] * len(completions), list(completions), ids, {"truth": ["x", "y"]})
+
+
+async def length_later(completions, **kwargs):
+    await asyncio.sleep(0.2)
+    return [float(len(text)) for text in completions]
+
+
+async def truths_later(truth, **kwargs):
+    await asyncio.sleep(0.2)
+    return [None, 10.0] if truth == ["x", "y"] else [0.0, 0.0]
+
+
+class AsyncJudge:
+    async def __call__(self, completions, **kwargs):
+        await asyncio.sleep(0.2)
+        return [0.5] * len(completions)
+
+
+def test_coroutine_functions_are_awaited_together():
+    started = time.perf_counter()
+    total, each = call([length_later, lambda **k: [1.0, 1.0], truths_later, AsyncJudge()])
+    # Three waits of 0.2 s side by side.
+    assert time.perf_counter() - started < 0.5
+    assert total.tolist() == [2.5, 13.5]
+    assert each[:, 0].tolist() == [1.0, 2.0]
+    assert np.isnan(each[0, 2])
+
+
+def test_coroutine_functions_inside_a_running_loop():
+    async def notebook_cell():
+        return call([length_later])[0].tolist()
+
+    assert asyncio.run(notebook_cell()) == [1.0, 2.0]
+
+
+def test_a_failing_coroutine_function_is_named():
+    async def broken(completions, **kwargs):
+        raise TimeoutError("the judge did not answer")
+
+    with pytest.raises(RewardError, match="'broken' raised TimeoutError: the judge did not answer"):
+        call([length_later, broken])
+
+    async def needs_more(completions, weight):
+        return [0.0] * len(completions)
+
+    with pytest.raises(RewardError, match="'needs_more' raised TypeError"):
+        call([needs_more])
+
+    async def too_few(completions, **kwargs):
+        return [1.0]
+
+    with pytest.raises(RewardError, match="'too_few' returned 1 rewards for 2"):
+        call([too_few])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,8 @@ class RewardFunctions:
 
     Each is called as `f(prompts=..., completions=..., completion_ids=..., <columns>,
     trainer_state=..., log_metric=...)` with lists of equal length B and returns B numbers; None
-    means that the function does not apply to that row.
+    means that the function does not apply to that row. Coroutine functions (`async def`, or an
+    object with an async `__call__`) are awaited together, in an event loop of their own.
 
     Args:
         reward_funcs: one function or several.
@@ -74,17 +78,24 @@ class RewardFunctions:
             RewardError: a function raised or returned a wrong number of rewards, NaN, an infinity
                 or a non-number; or no function applies to a row.
         """
+        arguments = {
+            "prompts": prompts,
+            "completions": completions,
+            "completion_ids": completion_ids,
+            "trainer_state": trainer_state,
+            "log_metric": log_metric or _ignore_metric,
+            **columns,
+        }
+        waiting = [k for k, func in enumerate(self._funcs) if _is_async(func)]
+        results: dict[int, Any] = dict(
+            zip(waiting, _await_all([self._funcs[k] for k in waiting], arguments), strict=True)
+        )
         each = np.empty((len(prompts), len(self._funcs)))
         for k, (name, func) in enumerate(zip(self.names, self._funcs, strict=True)):
             try:
-                rewards = func(
-                    prompts=prompts,
-                    completions=completions,
-                    completion_ids=completion_ids,
-                    trainer_state=trainer_state,
-                    log_metric=log_metric or _ignore_metric,
-                    **columns,
-                )
+                rewards = results[k] if k in results else func(**arguments)
+                if isinstance(rewards, Exception):
+                    raise rewards
             except Exception as error:
                 raise RewardError(
                     f"reward function {name!r} raised {type(error).__name__}: {error} (called "
@@ -99,6 +110,28 @@ class RewardFunctions:
                 "must apply to each row"
             )
         return np.nansum(each * self._weights, axis=1), each
+
+
+def _is_async(func: Any) -> bool:
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
+        getattr(func, "__call__", None)  # noqa: B004 - its kind is asked for, not whether it is
+    )
+
+
+def _await_all(funcs: Sequence[Any], arguments: dict[str, Any]) -> list[Any]:
+    """What each coroutine function returns, or the exception that it raises."""
+    if not funcs:
+        return []
+
+    async def one(func: Any) -> Any:
+        return await func(**arguments)
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*map(one, funcs), return_exceptions=True)
+
+    # In a thread of its own: this one may be running a loop already, as a notebook's does.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards") as thread:
+        return thread.submit(asyncio.run, together()).result()
 
 
 def _checked(name: str, rewards: Any, completions: list[Any]) -> np.ndarray:
