@@ -17,6 +17,9 @@ ALLOWED = {
     "tasks": {"tasks"},
     "report": {"report"},
     "trainer": {"curriculum", "distributed", "errors", "ops", "report", "trainer", ""},
+    "simulation": {"curriculum", "report", "simulation"},
+    "evaluation": {"curriculum", "evaluation", "report", "trainer"},
+    "integrations": {"curriculum", "distributed", "errors", "ops", "report", "trainer"},
 }
 
 

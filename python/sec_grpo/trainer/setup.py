@@ -48,7 +48,7 @@ def make_curriculum(
     if "name" not in spec:
         raise ValueError(f"curriculum needs a 'name', got {curriculum!r}")
     name = str(spec.pop("name"))
-    if name.lower() in ("ordered", "reverse") and "steps" not in spec:
+    if name.lower() in ("ordered", "reverse", "e2h_gaussian") and "steps" not in spec:
         if args.max_steps <= 0:
             raise ValueError(
                 f"curriculum {name!r} needs 'steps' (its length in generation batches), or "
