@@ -7,20 +7,28 @@ the `ground_truth` column holds for a row.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import datasets
 
+    from sec_grpo.tasks.pool import VerifierPool
+
 Row = dict[str, Any]
 
 # Draws without a new problem after which a level of unknown size counts as exhausted.
 _DRAWS_BEFORE_REPEATING = 1000
+
+# How the reason starts where `verify` came to no verdict.
+NOT_VERIFIED = "not verified: "
+_MAX_REASON = 500
+_log = logging.getLogger(__name__)
 
 
 class Verdict(NamedTuple):
@@ -176,15 +184,37 @@ class TaskReward:
     The defaults are the rewards of arXiv 2505.14970 in training (1 / 0.1 / 0); its tests use
     `well_formed=0`.
 
+    An answer on which `verify` raises although it can judge another against the same truth gets
+    0, and a warning is logged; with `workers`, also one on which it hangs, crashes or exhausts
+    memory, and their share of a batch is logged as `rewards/{name}/not_verified`.
+
     Args:
         task: whose `verify` judges the answers.
         correct: the reward of a full score.
         well_formed: the reward of a wrong answer in the right format; 0 <= well_formed <= correct.
         name: becomes `__name__`, under which trainers log the reward.
+        workers: processes that verify, for slow or unsafe verifiers; 0: this one. See
+            `sec_grpo.tasks.pool.VerifierPool`.
+        time_limit: seconds of one answer in a worker.
+        memory_limit: bytes that one answer may take in a worker.
+        progress: show a bar on stderr while workers take more than a second for a batch.
+
+    Raises:
+        ValueError: the rewards are not as above, or `workers` or a limit is out of range.
+        TypeError: with `workers`, the task cannot be pickled.
     """
 
     def __init__(
-        self, task: Task, correct: float = 1.0, well_formed: float = 0.1, name: str | None = None
+        self,
+        task: Task,
+        correct: float = 1.0,
+        well_formed: float = 0.1,
+        name: str | None = None,
+        *,
+        workers: int = 0,
+        time_limit: float = 1.0,
+        memory_limit: int = 1 << 30,
+        progress: bool = False,
     ) -> None:
         if not (0.0 <= well_formed <= correct and math.isfinite(correct)):
             raise ValueError(
@@ -195,6 +225,15 @@ class TaskReward:
         self.correct = float(correct)
         self.well_formed = float(well_formed)
         self.__name__ = name or f"{task.name}_reward"
+        self._progress = progress
+        self._warned = False
+        self._pool: VerifierPool | None = None
+        if workers != 0:
+            from sec_grpo.tasks.pool import VerifierPool
+
+            self._pool = VerifierPool(
+                task, workers, time_limit=time_limit, memory_limit=memory_limit
+            )
 
     def __call__(
         self, prompts: Sequence[Any] | None, completions: Sequence[Any], **columns: Any
@@ -204,10 +243,12 @@ class TaskReward:
         Args:
             prompts: not used; part of the signature.
             completions: strings, or lists of chat messages (the last assistant message counts).
-            columns: the other columns, one value per completion; only `ground_truth` is used.
+            columns: the other columns, one value per completion, and what trainers add;
+                `ground_truth` and `log_metric` are used.
 
         Raises:
-            ValueError: `ground_truth` is absent, of another length, or not of the task's form.
+            ValueError: `ground_truth` is absent, of another length, or not of the task's form
+                (the message names the row).
             TypeError: a completion is neither a string nor a list of messages.
         """
         if "ground_truth" not in columns:
@@ -222,10 +263,60 @@ class TaskReward:
                 f"{self.__name__} needs one ground_truth per completion. "
                 f"Got {len(truths)} for {len(completions)} completions."
             )
-        return [
-            self._reward(self.task.verify(completion_text(completion), truth))
-            for completion, truth in zip(completions, truths, strict=True)
+        texts = [completion_text(completion) for completion in completions]
+        if self._pool is None:
+            verdicts = self._judged_here(texts, truths)
+        else:
+            verdicts = self._judged_by(self._pool, texts, truths, columns.get("log_metric"))
+        return [self._reward(verdict) for verdict in verdicts]
+
+    def _judged_here(self, texts: list[str], truths: Sequence[Any]) -> list[Verdict]:
+        verdicts = []
+        for row, (text, truth) in enumerate(zip(texts, truths, strict=True)):
+            try:
+                verdict = judge(self.task, text, truth)
+            except Exception as error:
+                raise ValueError(
+                    f"{self.__name__} cannot judge row {row} with the truth {truth!r:.80}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            if verdict.reason.startswith(NOT_VERIFIED):
+                self._warn(row, text, verdict.reason)
+            verdicts.append(verdict)
+        return verdicts
+
+    def _judged_by(
+        self,
+        pool: VerifierPool,
+        texts: list[str],
+        truths: Sequence[Any],
+        log_metric: Callable[[str, float], None] | None,
+    ) -> list[Verdict]:
+        try:
+            verdicts = pool.verify(texts, truths, progress=self._progress)
+        except ValueError as error:
+            raise ValueError(f"{self.__name__} cannot judge {error}") from error
+        failed = [
+            row for row, verdict in enumerate(verdicts) if verdict.reason.startswith(NOT_VERIFIED)
         ]
+        if failed:
+            self._warn(failed[0], texts[failed[0]], verdicts[failed[0]].reason)
+        if log_metric is not None and verdicts:
+            log_metric(f"rewards/{self.__name__}/not_verified", len(failed) / len(verdicts))
+        return verdicts
+
+    def _warn(self, row: int, text: str, reason: str) -> None:
+        """Once, since a model that found such an answer repeats it."""
+        if not self._warned:
+            _log.warning(
+                "%s gives 0 to an answer that was not verified, as to all such later: row %d "
+                "(%.80r): %s",
+                self.__name__,
+                row,
+                text[-80:],
+                reason,
+            )
+        self._warned = True
 
     def _reward(self, verdict: Verdict) -> float:
         floor = self.well_formed if verdict.well_formed else 0.0
@@ -236,6 +327,29 @@ class TaskReward:
             f"TaskReward({self.task.name!r}, correct={self.correct}, "
             f"well_formed={self.well_formed})"
         )
+
+
+def judge(task: Task, text: str, truth: Any) -> Verdict:
+    """`task.verify`, where an exception that `text` is to blame for is a score of 0.
+
+    Whether it is to blame shows the empty text, judged against the same truth.
+
+    Raises what `verify` raises for every text; TypeError for a result that is not a Verdict with a
+    score from 0 to 1.
+    """
+    try:
+        verdict = task.verify(text, truth)
+    except MemoryError:
+        raise
+    except Exception as error:
+        task.verify("", truth)
+        return Verdict(0.0, f"{NOT_VERIFIED}{type(error).__name__}: {error}"[:_MAX_REASON], False)
+    if not isinstance(verdict, Verdict) or not 0.0 <= verdict.score <= 1.0:
+        raise TypeError(
+            f"verify of task {task.name!r} must return a Verdict with a score from 0 to 1. "
+            f"Got {verdict!r:.200}."
+        )
+    return verdict
 
 
 def completion_text(completion: Any) -> str:
