@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
+import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -94,7 +99,7 @@ def test_signature(make_trainer, read_events):
         assert all(meta == marker for meta in metas)
         assert answers[:4] == [answers[0]] * 4
         assert answers[4:] == [answers[4]] * 4
-        assert sorted(others) == ["difficulty"]
+        assert sorted(others) == ["difficulty", "log_extra"]
         assert [a % 2 for a in answers] == others["difficulty"]
         texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
         assert completions == texts
@@ -208,3 +213,112 @@ def test_a_failing_coroutine_function_is_named():
 
     with pytest.raises(RewardError, match="'too_few' returned 1 rewards for 2"):
         call([too_few])
+
+
+def test_a_client_may_keep_its_loop_from_call_to_call():
+    loops = []
+
+    async def judge(completions, **kwargs):
+        loops.append(asyncio.get_running_loop())
+        return [1.0] * len(completions)
+
+    rewards = [RewardFunctions(judge, None)]
+    before = set(threading.enumerate())
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: rewards[0](**CALL), range(8)))
+    assert len(loops) == 8
+    assert len(set(loops)) == 1
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["async rewards"]
+    rewards.clear()
+    gc.collect()
+    assert loops[0].is_closed()
+
+
+def test_coroutine_functions_in_a_forked_process():
+    rewards = RewardFunctions([length_later], None)
+    assert rewards(**CALL)[0].tolist() == [2.0, 1.0]
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, repr(rewards(**CALL)[0].tolist()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 100) == b"[2.0, 1.0]"
+
+
+def test_other_functions_run_while_the_coroutines_wait():
+    async def waits(completions, **kwargs):
+        await asyncio.sleep(0.3)
+        return [1.0] * len(completions)
+
+    def works(completions, **kwargs):
+        time.sleep(0.3)
+        return [2.0] * len(completions)
+
+    started = time.perf_counter()
+    assert call([works, waits])[0].tolist() == [3.0, 3.0]
+    assert time.perf_counter() - started < 0.5
+
+
+def test_wrapped_and_awaitable_forms():
+    partial = functools.partial(functools.partial(length_later, extra=1))
+    rewards = RewardFunctions([partial, lambda **k: length_later(**k), partial], None)
+    assert rewards.names == ["length_later", "<lambda>", "length_later_2"]
+    _, each = rewards(**CALL)
+    assert each.tolist() == [[2.0] * 3, [1.0] * 3]
+
+
+def test_a_pending_coroutine_is_cancelled_when_another_function_fails():
+    cancelled = threading.Event()
+
+    async def slow(completions, **kwargs):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    def broken(completions, **kwargs):
+        time.sleep(0.1)
+        return 1 / 0
+
+    rewards = RewardFunctions([slow, broken], None)
+    with pytest.raises(RewardError, match="'broken' raised ZeroDivisionError"):
+        rewards(**CALL)
+    assert cancelled.wait(5)
+
+
+def test_an_error_says_where_and_on_what():
+    def broken(completions, **kwargs):
+        return [1.0 / (len(text) - 1) for text in completions]
+
+    line = broken.__code__.co_firstlineno + 1
+    message = (
+        rf"'broken' raised ZeroDivisionError: .*, at .*test_rewards\.py:{line} "
+        r"\(called with 2 completions, the first 'ab', and the columns answer;"
+    )
+    with pytest.raises(RewardError, match=message):
+        RewardFunctions(broken, None)(**CALL)
+    with pytest.raises(RewardError, match=r"returned nan for completion 1 \('c'\)"):
+        RewardFunctions(lambda **_: [0.0, float("nan")], None)(**CALL)
+
+
+def test_models_and_names_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"got Linear; for a reward model pass .*RewardModel"):
+        RewardFunctions([torch.nn.Linear(1, 1)], None)
+    with pytest.raises(ValueError, match=r"got 'countdown'; .*reward_from\(name\)"):
+        RewardFunctions("countdown", None)
+    with pytest.raises(ValueError, match="must be functions .* got 3"):
+        RewardFunctions([3], None)
+
+
+def test_log_extra_of_trl_is_accepted():
+    logged = {}
+
+    def reward(completions, log_extra, log_metric, trainer_state, **kwargs):
+        log_extra("length", [len(text) for text in completions])
+        return [1.0] * len(completions)
+
+    RewardFunctions(reward, None)(**CALL)
+    RewardFunctions(reward, None)(**CALL, log_extra=logged.__setitem__)
+    assert logged == {"length": [2, 1]}

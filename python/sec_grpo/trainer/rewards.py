@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+import traceback
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +28,11 @@ class RewardFunctions:
     """Several reward functions and their weights.
 
     Each is called as `f(prompts=..., completions=..., completion_ids=..., <columns>,
-    trainer_state=..., log_metric=...)` with lists of equal length B and returns B numbers; None
-    means that the function does not apply to that row. Coroutine functions (`async def`, or an
-    object with an async `__call__`) are awaited together, in an event loop of their own.
+    trainer_state=..., log_metric=..., log_extra=...)` with lists of equal length B and returns B
+    numbers; None means that the function does not apply to that row. Coroutine functions (`async
+    def`, an object with an async `__call__`, and whatever returns an awaitable) are awaited
+    together while the others run, in an event loop that stays the same from call to call, so that
+    clients may keep their connections.
 
     Args:
         reward_funcs: one function or several.
@@ -39,15 +46,12 @@ class RewardFunctions:
     def __init__(
         self, reward_funcs: RewardFunc | Sequence[RewardFunc], weights: Sequence[float] | None
     ) -> None:
-        funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or [])
+        single = callable(reward_funcs) or isinstance(reward_funcs, (str, Mapping))
+        funcs: list[Any] = [reward_funcs] if single else list(reward_funcs or [])  # type: ignore[arg-type]
         if not funcs:
             raise ValueError("reward_funcs is empty: pass at least one reward function")
         for func in funcs:
-            if not callable(func):
-                raise ValueError(
-                    f"reward_funcs must be functions (prompts, completions, **columns) -> rewards, "
-                    f"got {func!r}"
-                )
+            _check_function(func)
         if weights is not None and len(weights) != len(funcs):
             raise ValueError(
                 f"reward_weights must hold one weight per reward function: {len(funcs)} functions, "
@@ -56,6 +60,7 @@ class RewardFunctions:
         if weights is not None and not all(math.isfinite(weight) for weight in weights):
             raise ValueError(f"reward_weights must be finite numbers, got {list(weights)}")
         self._funcs = funcs
+        self._loop = _EventLoop()
         self.names = _unique_names(funcs)
         self._weights = np.ones(len(funcs)) if weights is None else np.asarray(weights, float)
 
@@ -67,6 +72,7 @@ class RewardFunctions:
         columns: dict[str, list[Any]],
         trainer_state: Any = None,
         log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, Sequence[Any]], None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rewards of B completions.
 
@@ -83,26 +89,13 @@ class RewardFunctions:
             "completions": completions,
             "completion_ids": completion_ids,
             "trainer_state": trainer_state,
-            "log_metric": log_metric or _ignore_metric,
+            "log_metric": log_metric or _ignore,
+            "log_extra": log_extra or _ignore,
             **columns,
         }
-        waiting = [k for k, func in enumerate(self._funcs) if _is_async(func)]
-        results: dict[int, Any] = dict(
-            zip(waiting, _await_all([self._funcs[k] for k in waiting], arguments), strict=True)
-        )
         each = np.empty((len(prompts), len(self._funcs)))
-        for k, (name, func) in enumerate(zip(self.names, self._funcs, strict=True)):
-            try:
-                rewards = results[k] if k in results else func(**arguments)
-                if isinstance(rewards, Exception):
-                    raise rewards
-            except Exception as error:
-                raise RewardError(
-                    f"reward function {name!r} raised {type(error).__name__}: {error} (called "
-                    f"with {len(prompts)} completions and the columns {', '.join(columns)}; a "
-                    "reward function must accept **kwargs for those it does not use)"
-                ) from error
-            each[:, k] = _checked(name, rewards, completions)
+        for k, rewards in enumerate(self._results(arguments, columns)):
+            each[:, k] = _checked(self.names[k], rewards, completions)
         unscored = np.flatnonzero(np.isnan(each).all(axis=1))
         if unscored.size:
             raise RewardError(
@@ -111,27 +104,133 @@ class RewardFunctions:
             )
         return np.nansum(each * self._weights, axis=1), each
 
+    def _results(self, arguments: dict[str, Any], columns: Mapping[str, Any]) -> list[Any]:
+        """What each function returned, unchecked."""
+        waiting: dict[int, Future[Any]] = {}
+        results: list[Any] = [None] * len(self._funcs)
+        # Those that wait for others start first; the rest computes meanwhile.
+        order = sorted(range(len(self._funcs)), key=lambda k: not _is_async(self._funcs[k]))
+        try:
+            for k in order:
+                with _named(self.names[k], arguments["completions"], columns):
+                    results[k] = self._funcs[k](**arguments)
+                    if inspect.isawaitable(results[k]):
+                        waiting[k] = self._loop.submit(results[k])
+            for k in sorted(waiting):
+                with _named(self.names[k], arguments["completions"], columns):
+                    results[k] = waiting[k].result()
+        finally:
+            for future in waiting.values():
+                future.cancel()
+        return results
 
-def _is_async(func: Any) -> bool:
-    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
-        getattr(func, "__call__", None)  # noqa: B004 - its kind is asked for, not whether it is
+
+class _EventLoop:
+    """An event loop in a thread of its own: the calling thread may be running one already."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def submit(self, awaitable: Awaitable[Any]) -> Future[Any]:
+        """Start awaiting in the loop."""
+        return asyncio.run_coroutine_threadsafe(_awaited(awaitable), self._running())
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._pid != os.getpid():
+            # A forked process has none of the parent's threads, and perhaps a lock one held.
+            self._loop, self._lock, self._pid = None, threading.Lock(), os.getpid()
+        with self._lock:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(
+                    target=_run_until_stopped, args=(loop,), name="async rewards", daemon=True
+                )
+                thread.start()
+                weakref.finalize(self, _stop, loop, thread, self._pid)
+                self._loop = loop
+            return self._loop
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, owner: int) -> None:
+    if os.getpid() == owner and thread.is_alive() and thread is not threading.current_thread():
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=5)
+
+
+class _named:
+    """Turns an exception of a reward function into a RewardError that says whose it is, and where.
+
+    Which row was at fault only the function knows: it judges all of them in one call.
+    """
+
+    def __init__(self, name: str, completions: list[Any], columns: Mapping[str, Any]) -> None:
+        self._name, self._completions, self._columns = name, completions, columns
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception) and not isinstance(error, asyncio.CancelledError):
+            return
+        count = len(self._completions)
+        first = f", the first {_excerpt(self._completions[0])}," if count else ""
+        raise RewardError(
+            f"reward function {self._name!r} raised {type(error).__name__}: {error}"
+            f"{_place(error)} (called with {count} completions{first} and the columns "
+            f"{', '.join(self._columns)}; a reward function must accept **kwargs for those it "
+            "does not use)"
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, if not already in the call itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or frames[-1].filename == __file__:
+        return ""
+    return f", at {frames[-1].filename}:{frames[-1].lineno}"
+
+
+def _check_function(func: Any) -> None:
+    is_model = hasattr(func, "forward") and hasattr(func, "parameters")
+    if callable(func) and not is_model:
+        return
+    hint = ""
+    if isinstance(func, str) or is_model:
+        hint = (
+            "; for a reward model pass sec_grpo.rewards.RewardModel(model), for a task "
+            "sec_grpo.rewards.reward_from(name)"
+        )
+    raise ValueError(
+        f"reward_funcs must be functions (prompts, completions, **columns) -> rewards, got "
+        f"{type(func).__name__ if is_model else repr(func)}{hint}"
     )
 
 
-def _await_all(funcs: Sequence[Any], arguments: dict[str, Any]) -> list[Any]:
-    """What each coroutine function returns, or the exception that it raises."""
-    if not funcs:
-        return []
+def _unwrapped(func: Any) -> Any:
+    while isinstance(func, partial):
+        func = func.func
+    return func
 
-    async def one(func: Any) -> Any:
-        return await func(**arguments)
 
-    async def together() -> list[Any]:
-        return await asyncio.gather(*map(one, funcs), return_exceptions=True)
-
-    # In a thread of its own: this one may be running a loop already, as a notebook's does.
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards") as thread:
-        return thread.submit(asyncio.run, together()).result()
+def _is_async(func: Any) -> bool:
+    func = _unwrapped(func)
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
+        getattr(func, "__call__", None)  # noqa: B004 - its kind is asked for, not whether it is
+    )
 
 
 def _checked(name: str, rewards: Any, completions: list[Any]) -> np.ndarray:
@@ -173,6 +272,7 @@ def _excerpt(completion: Any, length: int = 80) -> str:
 def _unique_names(funcs: Sequence[Any]) -> list[str]:
     names: list[str] = []
     for func in funcs:
+        func = _unwrapped(func)
         base = name = str(getattr(func, "__name__", type(func).__name__))
         copies = 2
         while name in names:
@@ -181,5 +281,5 @@ def _unique_names(funcs: Sequence[Any]) -> list[str]:
     return names
 
 
-def _ignore_metric(name: str, value: float) -> None:
-    """Stand-in for `log_metric` where nothing is logged."""
+def _ignore(name: str, value: Any) -> None:
+    """Stand-in for `log_metric` and `log_extra` where nothing is logged."""
