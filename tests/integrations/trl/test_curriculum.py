@@ -149,15 +149,6 @@ def test_five_steps_with_either_log_probability_give_the_same_weights(
         assert other["entropy"] == pytest.approx(one["entropy"], rel=1e-3)
 
 
-def test_the_replacement_is_taken_back() -> None:
-    from trl.trainer import utils
-
-    before = utils._ChunkedLogProbFunction
-    with use_fused_loss():
-        assert utils._ChunkedLogProbFunction is not before
-    assert utils._ChunkedLogProbFunction is before
-
-
 def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name must be one of"):
         make(tmp_path, curriculum="sac")

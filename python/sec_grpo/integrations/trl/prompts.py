@@ -1,0 +1,110 @@
+"""What the curriculum is made of: train_dataset, `category`, and TRL's configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from trl import GRPOConfig
+
+from sec_grpo.curriculum import Curriculum
+from sec_grpo.curriculum.features import read_categories
+from sec_grpo.trainer.prompts import Category
+from sec_grpo.trainer.setup import make_curriculum
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The category of each row, as `make_curriculum` takes it."""
+
+    categories: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the run is, as `make_curriculum` asks for it."""
+
+    max_steps: int
+    updates_per_generation: float
+
+
+def arguments_of(function: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by name; TypeError, as from the call itself, where they do not fit."""
+    bound = inspect.signature(function).bind(*args, **kwargs).arguments
+    # A trainer with __init__(*args, **kwargs) leaves only the named ones to be found.
+    return {**bound, **kwargs}
+
+
+def curriculum_of(
+    curriculum: Any, category: Category, train_dataset: Any, config: Any
+) -> Curriculum:
+    """The curriculum over the rows of train_dataset that the trainer's arguments stand for.
+
+    Raises:
+        ValueError, TypeError: the data set has no random access, has no such category, or the
+            strategy is unknown or refuses its parameters.
+    """
+    if not (hasattr(train_dataset, "__len__") and hasattr(train_dataset, "__getitem__")):
+        raise ValueError(
+            f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}: a "
+            "curriculum draws rows by their index. Make one of the stream "
+            "(datasets.Dataset.from_list(list(stream))), or train with trl.GRPOTrainer"
+        )
+    settings = GRPOConfig if config is None else config
+    if isinstance(curriculum, Curriculum):
+        labels = Labels(range(len(train_dataset)))
+    else:
+        labels = Labels(_labels(category, train_dataset))
+    return make_curriculum(curriculum, cast(Any, labels), cast(Any, _pace(settings)), settings.seed)
+
+
+def _labels(category: Category, train_dataset: Any) -> Sequence[Any]:
+    if len(train_dataset) == 0:
+        raise ValueError("train_dataset is empty: there is no prompt to train on")
+    if category is None:
+        return ["all"] * len(train_dataset)
+    try:
+        return read_categories(train_dataset, cast(Any, category)).labels
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"category={category!r:.60} does not fit train_dataset: {error}. category must be a "
+            "column, a list of columns, or a function of the row; None trains without arms"
+        ) from error
+
+
+def _pace(config: Any) -> Pace:
+    if config.max_steps <= 0:
+        return Pace(config.max_steps, 1)
+    micro_steps = config.steps_per_generation * config.num_iterations
+    return Pace(config.max_steps, micro_steps / config.gradient_accumulation_steps)
+
+
+def rows_of(dataset: Any, indices: Any, columns: Any = None) -> list[dict[str, Any]]:
+    """Rows of the data set, of these columns only where given; each is read once."""
+    numbers = [int(index) for index in indices]
+    read = {number: dataset[number] for number in dict.fromkeys(numbers)}
+    names = None if columns is None else set(columns)
+    return [
+        {name: value for name, value in read[number].items() if names is None or name in names}
+        for number in numbers
+    ]
+
+
+def total_prompts(completions: int, num_generations: int) -> int:
+    """Prompts of a generation batch of that many completions over all processes.
+
+    Raises:
+        ValueError: they are not whole groups.
+    """
+    if completions % num_generations:
+        raise ValueError(
+            f"the generation batch must hold whole groups of num_generations={num_generations}, "
+            f"got {completions} completions; set generation_batch_size to a multiple of it, and "
+            "leave auto_find_batch_size off"
+        )
+    return completions // num_generations
