@@ -1,0 +1,71 @@
+"""Rewards from the words of a command line."""
+
+import pytest
+
+from sec_grpo.rewards import WeightedReward, reward_from
+from sec_grpo.tasks import TaskReward
+
+ROW = {"ground_truth": ["ab"] * 3}
+ANSWERS = ["ab", "ba", "1"]
+
+
+def paid(spec, **options):
+    return reward_from(spec, **options)(prompts=None, completions=ANSWERS, **ROW)
+
+
+def test_a_task_by_name_or_path():
+    assert paid("sort") == [1.0, 0.0, 0.0]
+    assert reward_from("countdown").well_formed == 0.1
+    assert reward_from("countdown", evaluation=True).well_formed == 0.0
+    assert isinstance(reward_from("sec_grpo.tasks.sort:SortTask"), TaskReward)
+
+
+def test_a_task_with_parameters():
+    text = "{name: sort, correct: 2, well_formed: 0.25}"
+    for spec in (text, {"name": "sort", "correct": 2, "well_formed": 0.25}):
+        assert paid(spec) == [2.0, 0.25, 0.0]
+        assert paid(spec, evaluation=True) == [1.0, 0.0, 0.0]
+        assert reward_from(spec).__name__ == "sort_reward"
+        assert reward_from(spec, evaluation=True).__name__ == "sort_accuracy"
+    spec = {"name": "sort", "well_formed": 0.5, "evaluation": {"well_formed": 0.2}}
+    assert paid(spec) == [1.0, 0.5, 0.0]
+    assert paid(spec, evaluation=True) == [1.0, 0.2, 0.0]
+    assert paid("{name: sort, workers: 1, time_limit: 0.5}") == [1.0, 0.0, 0.0]
+
+
+def test_functions_and_sums(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def length(completions, **columns):\n    return [len(text) for text in completions]\n"
+    )
+    path = f"{tmp_path}/mine.py:length"
+    assert paid(path) == [2, 2, 1]
+    assert paid({"name": path}) == [2, 2, 1]
+    reward = reward_from(f"[{{name: sort}}, {{name: '{path}', weight: 0.5}}]")
+    assert isinstance(reward, WeightedReward)
+    assert reward(prompts=None, completions=ANSWERS, **ROW) == [2.0, 1.0, 0.5]
+    assert reward_from("statistics:fmean")([1.0, 2.0]) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("{name: sort", "is not valid YAML"),
+        ("sorte", "unknown task 'sorte'"),
+        ("{name: sort, corect: 1}", "takes correct, .*Got 'corect'; did you mean 'correct'"),
+        ("{name: sort, well_formed: 2}", "0 <= well_formed <= correct"),
+        ("{name: sort, correct: one}", "reward 'sort' with"),
+        ("{name: sort, workers: -1}", "workers must be an integer of at least 1"),
+        ("{name: sort, evaluation: 1}", "'evaluation' of a reward must be a mapping"),
+        ("{name: sort, evaluation: {right: 1}}", "sort: evaluation.*Got 'right'"),
+        ("{correct: 1}", "a mapping with a 'name'"),
+        (3, "a mapping with a 'name'"),
+        ("no_such_module:f", "cannot be imported"),
+        ("no_such_file.py:f", "there is no file no_such_file.py"),
+        ("statistics:nothing", "has no function 'nothing'"),
+        ({"name": "statistics:fmean", "correct": 1}, "takes 'name' only. Got 'correct'"),
+        ("[]", "at least one"),
+    ],
+)
+def test_bad_specifications(spec, message):
+    with pytest.raises(ValueError, match=message):
+        reward_from(spec)
