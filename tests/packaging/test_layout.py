@@ -19,7 +19,16 @@ ALLOWED = {
     "trainer": {"curriculum", "distributed", "errors", "ops", "report", "trainer", ""},
     "simulation": {"curriculum", "report", "simulation"},
     "evaluation": {"curriculum", "evaluation", "report", "trainer"},
-    "integrations": {"curriculum", "distributed", "errors", "ops", "report", "trainer"},
+    "rewards": {"errors", "rewards", "tasks", "trainer"},
+    "integrations": {
+        "curriculum",
+        "distributed",
+        "errors",
+        "integrations",
+        "ops",
+        "report",
+        "trainer",
+    },
 }
 
 
