@@ -1,9 +1,10 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sec_grpo.tasks import answers
 from sec_grpo.tasks.answers import MAX_ANSWER, MAX_TEXT, last_boxed, last_tagged
 
 
@@ -87,3 +88,64 @@ def test_arbitrary_text_never_raises(text):
     for find in (last_boxed, last_tagged):
         answer = find(text)
         assert answer is None or answer in text
+
+
+def boxed_by_the_definition(text, longest):
+    """Tries every start from the left, and walks it character by character."""
+    found = None
+    for start in range(len(text)):
+        if not text[start:].startswith("\\boxed"):
+            continue
+        brace = start + len("\\boxed")
+        while brace < len(text) and text[brace].isspace():
+            brace += 1
+        if brace == len(text) or text[brace] != "{":
+            continue
+        found, depth, content, position = None, 1, "", brace + 1
+        while position < len(text):
+            width = 2 if text[position] == "\\" and position + 1 < len(text) else 1
+            piece = text[position : position + width]
+            depth += (piece == "{") - (piece == "}")
+            if depth == 0:
+                found = content.strip() if len(content) <= longest else None
+                break
+            content += piece
+            position += width
+    return found
+
+
+def tagged_by_the_definition(text, longest):
+    parts = text.split("<answer>")
+    if len(parts) == 1:
+        return None
+    content, closed, _ = parts[-1].partition("</answer>")
+    return content.strip() if closed and len(content) <= longest else None
+
+
+PIECES = ["\\boxed", "\\boxed{", "{", "}", "\\", "\\{", "\\}", " ", "\n", "\u2003", "7", "x", "box"]
+TAGS = ["<answer>", "</answer>", "<answer", "answer>", "/", "<", ">", " ", "7", "\n"]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join), st.integers(0, 12))
+def test_boxes_are_those_of_the_definition(text, longest):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "MAX_ANSWER", longest)
+        assert last_boxed(text) == boxed_by_the_definition(text, longest)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(TAGS), max_size=40).map("".join), st.integers(0, 12))
+def test_tags_are_those_of_the_definition(text, longest):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "MAX_ANSWER", longest)
+        assert last_tagged(text) == tagged_by_the_definition(text, longest)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([*PIECES, *TAGS]), max_size=40).map("".join), st.integers(1, 60))
+def test_only_the_end_counts(text, length):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "MAX_TEXT", length)
+        assert last_boxed(text) == boxed_by_the_definition(text[-length:], MAX_ANSWER)
+        assert last_tagged(text) == tagged_by_the_definition(text[-length:], MAX_ANSWER)
