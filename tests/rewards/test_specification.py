@@ -1,8 +1,9 @@
 """Rewards from the words of a command line."""
 
+import datasets
 import pytest
 
-from sec_grpo.rewards import WeightedReward, reward_from
+from sec_grpo.rewards import WeightedReward, reward_from, rewards_for
 from sec_grpo.tasks import TaskReward
 
 ROW = {"ground_truth": ["ab"] * 3}
@@ -69,3 +70,35 @@ def test_functions_and_sums(tmp_path):
 def test_bad_specifications(spec, message):
     with pytest.raises(ValueError, match=message):
         reward_from(spec)
+
+
+def test_the_rewards_of_rows_and_of_words():
+    rows = datasets.Dataset.from_list([{"prompt": "ba>", "ground_truth": "ab", "task": "sort"}])
+    training, evaluation = rewards_for(rows)
+    assert (training.__name__, evaluation.__name__) == ("sort_reward", "sort_accuracy")
+    training, evaluation = rewards_for(rows, "{name: sort, correct: 2, well_formed: 0.25}")
+    assert training(None, ANSWERS, **ROW) == [2.0, 0.25, 0.0]
+    assert evaluation(None, ANSWERS, **ROW) == [1.0, 0.0, 0.0]
+    several = datasets.concatenate_datasets(
+        [rows, datasets.Dataset.from_list([{"prompt": "1", "ground_truth": "1", "task": "zebra"}])]
+    )
+    training, evaluation = rewards_for(several)
+    assert [reward.__name__ for reward in training] == ["sort_reward", "zebra_reward"]
+    assert [reward.__name__ for reward in evaluation] == ["sort_accuracy", "zebra_accuracy"]
+    columns = {"task": ["sort", "zebra"], "ground_truth": ["ab", "ann"]}
+    answers = ["ab", "\\boxed{bob}"]
+    assert training[0](None, answers, **columns) == [1.0, None]
+    assert training[1](None, answers, **columns) == [None, 0.1]
+    assert evaluation[1](None, answers, **columns) == [None, 0.0]
+    with pytest.raises(ValueError, match="--reward is missing and the data names no task"):
+        rewards_for(rows.remove_columns("task"))
+
+
+def test_a_task_of_a_file(tmp_path):
+    (tmp_path / "my_sort.py").write_text(
+        "from sec_grpo.tasks.sort import SortTask\nclass MySort(SortTask):\n"
+        "    name = 'my_sort'\n    well_formed_reward = 0.3\nanswer = 3\n"
+    )
+    assert paid(f"{tmp_path}/my_sort.py:MySort") == [1.0, 0.3, 0.0]
+    with pytest.raises(ValueError, match="must be a function or a task. Got 3"):
+        reward_from(f"{tmp_path}/my_sort.py:answer")

@@ -15,13 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sec_grpo.cli.train import (
-    TINY_MODEL,
-    category_of,
-    limit_per_category,
-    load_function,
-    load_rows,
-)
+from sec_grpo.cli.train import TINY_MODEL, category_of, limit_per_category
 
 if TYPE_CHECKING:
     from sec_grpo.evaluation import EvaluationResult
@@ -78,6 +72,7 @@ def evaluate(
     """
     from sec_grpo.cli.callbacks import quiet_libraries
     from sec_grpo.evaluation import evaluate as run
+    from sec_grpo.tasks import load_rows
 
     ks = _numbers("--k", k)
     rows = load_rows(data, seed, evaluation=True)
@@ -124,11 +119,12 @@ def _numbers(name: str, text: str) -> list[int]:
 def judge_of(reward: str | None, rows: Any) -> tuple[Judge, set[str]]:
     """How completions are judged, and the held-out levels of the tasks that judge."""
     from sec_grpo import tasks
-    from sec_grpo.cli.train import tasks_of_all
     from sec_grpo.evaluation.evaluate import Judgement
+    from sec_grpo.rewards import reward_from
+    from sec_grpo.tasks.sources import tasks_of
 
     if reward is not None and ":" in reward:
-        function = load_function(reward)
+        function = reward_from(reward)
 
         def by_function(text: str, row: dict[str, Any]) -> Judgement:
             columns = {name: [value] for name, value in row.items() if name != "prompt"}
@@ -138,7 +134,7 @@ def judge_of(reward: str | None, rows: Any) -> tuple[Judge, set[str]]:
             return Judgement(0.0 if score is None else float(score), "", True)
 
         return by_function, set()
-    names = [reward] if reward is not None else tasks_of_all(rows)
+    names = [reward] if reward is not None else tasks_of(rows)
     judges = {name: tasks.get(name) for name in names}
     held_out = {str(level) for task in judges.values() for level in task.held_out_levels}
 

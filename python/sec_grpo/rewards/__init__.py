@@ -7,7 +7,7 @@ line or a YAML file can say.
 from __future__ import annotations
 
 from sec_grpo.rewards.model import RewardModel
-from sec_grpo.rewards.specification import load_function, reward_from
+from sec_grpo.rewards.specification import reward_from, rewards_for
 from sec_grpo.rewards.weighted import WeightedReward
 
-__all__ = ["RewardModel", "WeightedReward", "load_function", "reward_from"]
+__all__ = ["RewardModel", "WeightedReward", "reward_from", "rewards_for"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from sec_grpo.rewards.weighted import WeightedReward
+from sec_grpo.tasks import Task
+from sec_grpo.tasks.importing import load
 
 _OPTIONS = ("correct", "well_formed", "workers", "time_limit", "memory_limit", "progress")
 
@@ -20,7 +19,7 @@ def reward_from(spec: Any, *, evaluation: bool = False) -> Callable[..., Any]:
     Args:
         spec: one of
             "countdown": the reward of that task, as `tasks.get` finds it;
-            "module:function" or "file.py:function": a reward function of your own;
+            "module:name" or "file.py:name": a reward function or a task of your own;
             {"name": "countdown", "correct": 1.0, "well_formed": 0.1}: a task's with its
             parameters, those of `TaskReward`;
             [{"name": "countdown"}, {"name": "mine.py:penalty", "weight": 0.1}]: the weighted sum;
@@ -45,34 +44,37 @@ def reward_from(spec: Any, *, evaluation: bool = False) -> Callable[..., Any]:
         )
     options = dict(spec)
     name = options.pop("name")
-    task = _task(name)
-    if task is None:
+    found = _found(name)
+    if not isinstance(found, Task):
         _refuse_unknown(options, (), name)
-        return load_function(name)
-    return _task_reward(task, options, evaluation)
+        return found
+    return _task_reward(found, options, evaluation)
 
 
-def load_function(spec: str) -> Callable[..., Any]:
-    """The function named `module:function` or `file.py:function`.
+def rewards_for(rows: Any, spec: Any = None) -> tuple[Any, Any]:
+    """The reward functions of training and of evaluation.
 
-    Raises ValueError: it cannot be imported, or is not there.
+    Args:
+        rows: the data set to be judged.
+        spec: what `reward_from` takes; None: the tasks that the rows name, each its own rows.
+
+    Raises ValueError: as `reward_from`; or the rows name no task.
     """
-    source, _, name = spec.rpartition(":")
+    from sec_grpo import tasks
+    from sec_grpo.tasks.sources import tasks_of
+
+    if spec is not None:
+        return reward_from(spec), reward_from(spec, evaluation=True)
     try:
-        if source.endswith(".py"):
-            found = importlib.util.spec_from_file_location(Path(source).stem, source)
-            if found is None or found.loader is None or not Path(source).is_file():
-                raise ImportError(f"there is no file {source}")
-            module = importlib.util.module_from_spec(found)
-            found.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
-    except ImportError as error:
-        raise ValueError(f"reward {spec!r} cannot be imported: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"reward {spec!r}: {source} has no function {name!r}")
-    return function
+        found = [tasks.get(name) for name in tasks_of(rows)]
+    except ValueError as error:
+        raise ValueError(f"--reward is missing and the data names no task: {error}") from error
+    if len(found) == 1:
+        return found[0].reward, found[0].accuracy
+    return (
+        [tasks.OneOfSeveral(task.reward) for task in found],
+        [tasks.OneOfSeveral(task.accuracy) for task in found],
+    )
 
 
 def _parsed(text: str) -> Any:
@@ -84,26 +86,18 @@ def _parsed(text: str) -> Any:
         raise ValueError(f"reward {text!r:.200} is not valid YAML: {error}") from error
 
 
-def _task(name: str) -> Any:
-    """The task of that name or path; None where the path names another thing."""
+def _found(name: str) -> Any:
+    """The task or the function of that name or path."""
     from sec_grpo import tasks
 
-    source, _, attribute = name.rpartition(":")
-    if not source:
+    if ":" not in name:
         return tasks.get(name)
-    if source.endswith(".py"):
-        return None
-    found = getattr(_imported(source, name), attribute, None)
-    if isinstance(found, tasks.Task) or (isinstance(found, type) and issubclass(found, tasks.Task)):
+    found = load(name, "reward", "function")
+    if isinstance(found, Task) or (isinstance(found, type) and issubclass(found, Task)):
         return tasks.get(name)
-    return None
-
-
-def _imported(source: str, spec: str) -> Any:
-    try:
-        return importlib.import_module(source)
-    except ImportError as error:
-        raise ValueError(f"reward {spec!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"reward {name!r} must be a function or a task. Got {found!r:.80}.")
+    return found
 
 
 def _task_reward(task: Any, options: dict[str, Any], evaluation: bool) -> Any:

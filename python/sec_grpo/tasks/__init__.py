@@ -1,16 +1,20 @@
 """Tasks: generators of problems, verifiers of answers, and the data loader.
 
-`get("sort")` returns a built-in or registered task; `get("package.module:MyTask")` one of your
-own. A task's module is imported when it is first asked for.
+`get("sort")` returns a built-in or registered task, `get("package.module:MyTask")` or
+`get("file.py:MyTask")` one of your own. A task's module is imported when it is first asked for.
 """
 
 from __future__ import annotations
 
-import importlib
+import difflib
+import inspect
+from typing import Any
 
+from sec_grpo.tasks import importing
 from sec_grpo.tasks.base import Task, TaskReward, Verdict
 from sec_grpo.tasks.loader import load_dataset_file, task_of
 from sec_grpo.tasks.mixture import OneOfSeveral, mix
+from sec_grpo.tasks.sources import load_rows
 
 __all__ = [
     "OneOfSeveral",
@@ -19,6 +23,7 @@ __all__ = [
     "Verdict",
     "get",
     "load_dataset_file",
+    "load_rows",
     "mix",
     "names",
     "register",
@@ -32,6 +37,8 @@ _registry: dict[str, str | type[Task] | Task] = {
     "sort": "sec_grpo.tasks.sort:SortTask",
     "zebra": "sec_grpo.tasks.puzzles:ZebraTask",
 }
+# Those that were asked for without options.
+_instances: dict[str, Task] = {}
 
 
 def names() -> tuple[str, ...]:
@@ -44,8 +51,8 @@ def register(name: str, task: str | type[Task] | Task, *, replace: bool = False)
 
     Args:
         name: a non-empty name without ":".
-        task: an instance, a class that needs no arguments, or a dotted path to either
-            ("package.module:Name", imported when first asked for).
+        task: an instance, a class, or a path to either ("package.module:Name" or "file.py:Name",
+            imported when first asked for).
         replace: allow a name that is already taken.
 
     Raises:
@@ -59,50 +66,56 @@ def register(name: str, task: str | type[Task] | Task, *, replace: bool = False)
     if not (isinstance(task, (str, Task)) or (isinstance(task, type) and issubclass(task, Task))):
         raise TypeError(f"task must be a Task, a Task class or a dotted path. Got {task!r}.")
     _registry[name] = task
+    _instances.pop(name, None)
 
 
-def get(name: str) -> Task:
-    """The task registered as `name`, or the one at a dotted path "package.module:Name".
+def get(name: str, **options: Any) -> Task:
+    """The task registered as `name`, or the one at a path.
 
-    Every call with the same registered name returns the same instance; a class named by a dotted
-    path is instantiated anew.
+    Args:
+        name: a registered name, "package.module:Name" or "file.py:Name", where Name is a Task
+            class or an instance.
+        options: arguments of the task's class. Without any, every call with the same registered
+            name returns the same instance; otherwise, and for a class named by its path, the task
+            is made anew.
 
     Raises:
-        ValueError: no such task, module or attribute; the message lists the known names.
-        TypeError: the dotted path names something that is not a task.
+        ValueError: no such task, module, file or attribute (the message lists the known names), or
+            options that the class does not take.
+        TypeError: the path names something that is not a task.
     """
     if ":" in name:
-        return _load(name)
+        return _made(importing.load(name, "task", "class"), name, options)
     if name not in _registry:
+        near = difflib.get_close_matches(name, _registry, n=1)
         raise ValueError(
-            f"unknown task {name!r}. Known: {', '.join(names())}. "
-            "A task of your own is named by its path: 'package.module:Name'."
+            f"unknown task {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} "
+            f"Known: {', '.join(names())}. "
+            "A task of your own is named by its path: 'package.module:Name' or 'file.py:Name'."
         )
+    if name in _instances and not options:
+        return _instances[name]
     entry = _registry[name]
-    if not isinstance(entry, Task):
-        entry = _load(entry) if isinstance(entry, str) else entry()
-        _registry[name] = entry
-    return entry
+    if isinstance(entry, str):
+        entry = importing.load(entry, "task", "class")
+    task = _made(entry, name, options)
+    if not options:
+        _instances[name] = task
+    return task
 
 
-def _load(path: str) -> Task:
-    module_name, _, attribute = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ModuleNotFoundError, ValueError) as error:
-        # A module that the user's own module fails to import is not ours to rename.
-        missing = getattr(error, "name", None)
-        if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
-            raise
-        raise ValueError(
-            f"cannot import module {module_name!r} of task {path!r}; is it installed or on "
-            f"PYTHONPATH? Registered tasks: {', '.join(names())}."
-        ) from error
-    if not hasattr(module, attribute):
-        raise ValueError(f"module {module_name!r} has no {attribute!r} (task {path!r}).")
-    found = getattr(module, attribute)
+def _made(found: Any, name: str, options: dict[str, Any]) -> Task:
+    """The task that a class or an instance stands for."""
     if isinstance(found, type) and issubclass(found, Task):
-        found = found()
+        try:
+            inspect.signature(found).bind(**options)
+        except TypeError as error:
+            raise ValueError(f"task {name!r} with the options {options}: {error}") from error
+        return found(**options)
     if not isinstance(found, Task):
-        raise TypeError(f"{path!r} must be a Task or a Task class. Got {found!r}.")
+        raise TypeError(f"{name!r} must be a Task or a Task class. Got {found!r}.")
+    if options:
+        raise ValueError(
+            f"task {name!r} is an instance already and takes no options. Got {', '.join(options)}."
+        )
     return found

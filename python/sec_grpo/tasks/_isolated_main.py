@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from sec_grpo.tasks import isolated
+from sec_grpo.tasks import importing, isolated
 
 # Calls after which a child gives way to a new one, so that what libraries keep is bounded.
 CALLS_PER_CHILD = 2000
@@ -40,7 +40,9 @@ def main() -> None:
     if setup is None:
         return
     try:
-        main_module, called, time_limit, memory_limit = pickle.loads(setup)
+        main_module, files, called, time_limit, memory_limit = pickle.loads(setup)
+        for name, path in files.items():
+            importing.from_file(name, path)
         if main_module:
             isolated.importing_main = True
             multiprocessing.spawn.prepare(main_module)

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from multiprocessing import spawn
 from typing import Any
 
+from sec_grpo.tasks import importing
+
 # Seconds to import what the function needs, on a busy machine.
 START_SECONDS = 120.0
 # Seconds after its time limit until a process that disabled its own alarm is killed from outside.
@@ -214,7 +216,8 @@ def _pickled_setup(function: Any, time_limit: float, memory_limit: int, warm_up:
             "of a module, and let its object hold nothing that cannot be pickled."
         ) from error
     main = _main_module() if b"__main__" in called else {}
-    return pickle.dumps((main, called, time_limit, memory_limit), pickle.HIGHEST_PROTOCOL)
+    files = {name: path for name, path in importing.files.items() if name.encode() in called}
+    return pickle.dumps((main, files, called, time_limit, memory_limit), pickle.HIGHEST_PROTOCOL)
 
 
 def _main_module() -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Rows from what a command line or a YAML file says: a file, a data set, a task, or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sec_grpo.tasks.loader import load_dataset_file, task_of
+from sec_grpo.tasks.mixture import mix
+
+if TYPE_CHECKING:
+    import datasets
+
+# Added to the seed of problems to evaluate on, so that they differ from those trained on.
+_EVALUATION_SEED = 1_000_000
+
+
+def load_rows(source: Any, seed: int = 0, *, evaluation: bool = False) -> datasets.Dataset:
+    """The rows that `source` names.
+
+    Args:
+        source: one of
+            a file, a folder of `save_to_disk` or a Hub name, as `load_dataset_file` takes them;
+            a task that generates problems, by its name or path;
+            a mapping with the `name` of either and further arguments: `split` of a data set;
+            `n_per_level`, `levels` and the options of a task, as {"name": "zebra",
+            "n_per_level": 50, "levels": [3, 4]};
+            several joined by commas or in a list, which are mixed (see `mix`);
+            or a mapping or a list written as YAML in a string.
+            An existing path wins over a name.
+        seed: of generated problems.
+        evaluation: of a task, fewer problems and the held-out levels too, drawn from another seed.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_dataset_file`, `get` and `mix` raise them.
+    """
+    if isinstance(source, str):
+        source = _parsed(source)
+    if isinstance(source, list):
+        return mix([load_rows(part, seed, evaluation=evaluation) for part in source])
+    options = dict(source) if isinstance(source, Mapping) else {"name": source}
+    name = options.pop("name", None)
+    if not isinstance(name, (str, Path)):
+        raise ValueError(
+            "data must be a file, a data set's or a task's name, a mapping with a 'name', or a "
+            f"list of those. Got {source!r:.200}."
+        )
+    if Path(name).exists() or not _is_task(str(name)):
+        unknown = options.keys() - {"split"}
+        if unknown:
+            raise ValueError(
+                f"data {str(name)!r} is no task and takes 'split' only. Got "
+                f"{', '.join(sorted(unknown))}."
+            )
+        return load_dataset_file(name, **options)
+    return _generated(str(name), options, seed, evaluation)
+
+
+def tasks_of(rows: datasets.Dataset) -> list[str]:
+    """The names of the tasks that verify the rows, sorted.
+
+    Raises ValueError: the rows do not say, or no registered task fits.
+    """
+    column = next((name for name in ("task", "data_source") if name in rows.column_names), None)
+    if column is None:
+        return [task_of(rows[0])]
+    return sorted({task_of({column: value}) for value in rows.unique(column)})
+
+
+def _parsed(source: str) -> Any:
+    if source.lstrip()[:1] in ("{", "[") and not Path(source).exists():
+        import yaml
+
+        try:
+            return yaml.safe_load(source)
+        except yaml.YAMLError as error:
+            raise ValueError(f"data {source!r:.200} is not valid YAML: {error}") from error
+    if "," in source and not Path(source).exists():
+        return [part.strip() for part in source.split(",") if part.strip()]
+    return source
+
+
+def _is_task(name: str) -> bool:
+    from sec_grpo import tasks
+
+    return ":" in name or name in tasks.names()
+
+
+def _generated(name: str, options: dict[str, Any], seed: int, evaluation: bool) -> datasets.Dataset:
+    from sec_grpo import tasks
+
+    chosen = {key: options.pop(key) for key in ("n_per_level", "levels") if key in options}
+    task = tasks.get(name, **options)
+    if task.name not in tasks.names():
+        # So that its rows find it.
+        tasks.register(task.name, task)
+    if evaluation:
+        count, seed = task.eval_prompts_per_level, seed + _EVALUATION_SEED
+        levels = (*task.levels, *task.held_out_levels)
+    else:
+        count, levels = task.prompts_per_level, task.levels
+    return task.dataset(
+        chosen.get("n_per_level", count), seed=seed, levels=chosen.get("levels", levels)
+    )
