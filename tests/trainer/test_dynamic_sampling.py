@@ -111,7 +111,10 @@ def test_dead_groups_give_way(make_run, tokenizer, oracle, read_events, tmp_path
     # The other metrics are of everything that was generated.
     assert event["frac_reward_zero_std"] == pytest.approx(dropped / len(seen))
     assert event["reward"] == pytest.approx(np.mean([s for group in seen for s in group[2]]))
-    assert event["num_tokens"] == sum(len(ids) for group in seen for ids in group[1])
+    sampled = sum(len(ids) for group in seen for ids in group[1])
+    prompts = sum(len(tokenizer(group[0])["input_ids"]) * G for group in seen)
+    assert event["num_completion_tokens"] == sampled
+    assert event["num_tokens"] == sampled + prompts
     assert read_run(tmp_path / "run").scalar("dynamic_sampling/dropped_groups").tolist() == [
         dropped
     ]
@@ -176,7 +179,13 @@ def test_resume_is_exact(make_run, read_events, tmp_path, checkpoint):
         straight.model.named_parameters(), resumed.model.parameters(), strict=True
     ):
         assert torch.equal(a, b), name
-    keys = ("loss", "num_tokens", "dynamic_sampling/dropped_groups", "arms")
+    keys = (
+        "loss",
+        "num_tokens",
+        "num_completion_tokens",
+        "dynamic_sampling/dropped_groups",
+        "arms",
+    )
     events = {
         folder: [[e.get(key) for key in keys] for e in read_events(tmp_path / folder, "step")]
         for folder in ("straight", "resumed")

@@ -128,7 +128,7 @@ def test_log_of_a_run(make_trainer, read_events, tmp_path):
         assert not set(TRL_NAMES) - event.keys()
         assert all(math.isfinite(event[name]) for name in TRL_NAMES)
         assert sum(event["arms"]["probability"]) == pytest.approx(1)
-    tokens = [event["num_tokens"] for event in steps]
+    tokens = [event["num_completion_tokens"] for event in steps]
     means = [event["completions/mean_length"] for event in steps]
     assert tokens == [round(8 * sum(means[: i + 1])) for i in range(4)]
     assert [sum(event["arms"]["draws"]) for event in steps] == [2, 4, 6, 8]

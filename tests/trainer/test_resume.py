@@ -12,11 +12,14 @@ from sec_grpo import SEC
 from sec_grpo.errors import CheckpointError
 from sec_grpo.report import read_run
 
-TIMES = ("time", "step_time", "time/rollout", "time/reward")
+TIMES = ("time", "step_time")
 
 
 def without_times(events):
-    return [{k: v for k, v in event.items() if k not in TIMES} for event in events]
+    return [
+        {k: v for k, v in event.items() if k not in TIMES and not k.startswith("time/")}
+        for event in events
+    ]
 
 
 def weights(trainer):

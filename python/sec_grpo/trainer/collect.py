@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +15,12 @@ from sec_grpo.errors import RewardError
 from sec_grpo.ops import GroupAdvantages, group_advantages
 from sec_grpo.trainer.config import GRPOConfig
 from sec_grpo.trainer.draws import Draw, deal, dealable
+from sec_grpo.trainer.group_statistics import GroupStatistics
 from sec_grpo.trainer.metrics import MetricStore
 from sec_grpo.trainer.prompts import PromptDataset, is_chat, tokenize_prompt
 from sec_grpo.trainer.rewards import RewardFunctions
 from sec_grpo.trainer.rollout import Rollouts, derive_seed, sample_completions
+from sec_grpo.trainer.step_timer import StepTimer
 
 if TYPE_CHECKING:
     from transformers import (
@@ -49,6 +50,7 @@ class RolloutCollector:
         max_positions: int | None,
         processes: Processes,
         metrics: MetricStore,
+        timer: StepTimer,
         seed: int,
     ) -> None:
         self._args = args
@@ -60,9 +62,14 @@ class RolloutCollector:
         self._max_positions = max_positions
         self._processes = processes
         self._metrics = metrics
+        self._timer = timer
         self._seed = seed
+        self.groups = GroupStatistics(args.success_threshold)
+        """all groups observed since the last log"""
         self.num_tokens = 0
-        """completion tokens sampled so far, over all processes"""
+        """tokens of prompts and completions so far, over all processes"""
+        self.num_completion_tokens = 0
+        """those of completions alone"""
 
     def collect(
         self, model: PreTrainedModel, generation: int, trainer_state: TrainerState
@@ -93,11 +100,14 @@ class RolloutCollector:
             raise
         rewards = torch.cat([draw.rewards for draw in draws])
         result = self._advantages(rewards)
-        self._curriculum.observe_gathered(
-            batch.indices,
-            advantages=result.advantages.reshape(rewards.shape).numpy(),
-            rewards=rewards.numpy(),
-        )
+        with self._timer.part("curriculum"):
+            self._curriculum.observe_gathered(
+                batch.indices,
+                advantages=result.advantages.reshape(rewards.shape).numpy(),
+                rewards=rewards.numpy(),
+            )
+        arms = self._curriculum.curriculum.arm_indices(batch.indices)
+        self.groups.add(arms, rewards.numpy())
         self._record_draws(draws, rewards, result.dead)
         if args.dynamic_sampling_refills:
             for name, value in batch.metrics().items():
@@ -110,24 +120,31 @@ class RolloutCollector:
         """Draw prompts, at least as many as given, sample their completions and score them."""
         args = self._args
         count = dealable(num_prompts, args.num_generations, self._processes.size)
-        indices = self._curriculum.draw(count)
+        with self._timer.part("curriculum"):
+            indices = self._curriculum.draw(count)
         local = self._processes.local_slice(np.repeat(indices, args.num_generations))
         rows = [self._prompts.row(i) for i in local]
         prompt_ids = self._tokenize(rows, local)
-        started = time.perf_counter()
-        completion_ids = sample_completions(
-            model,
-            prompt_ids,
-            self._generation_config,
-            seed=seed,
-            batch_size=args.rollout_batch_size,
-        )
-        sampled = time.perf_counter()
-        rewards, each = self._score_everywhere(rows, completion_ids, trainer_state)
-        seconds = {"rollout": sampled - started, "reward": time.perf_counter() - sampled}
-        all_rewards = self._processes.gather(torch.as_tensor(rewards, dtype=torch.float32))
+        with self._timer.part("rollout"):
+            completion_ids = sample_completions(
+                model,
+                prompt_ids,
+                self._generation_config,
+                seed=seed,
+                batch_size=args.rollout_batch_size,
+            )
+        with self._timer.part("reward"):
+            rewards, each = self._score_everywhere(rows, completion_ids, trainer_state)
+            all_rewards = self._processes.gather(torch.as_tensor(rewards, dtype=torch.float32))
+            all_each = self._processes.gather(torch.as_tensor(each)).numpy()
         shape = (count, args.num_generations)
-        return Draw(indices, completion_ids, all_rewards.reshape(shape), each, seconds)
+        return Draw(
+            indices,
+            completion_ids,
+            all_rewards.reshape(shape),
+            all_each.reshape(*shape, -1),
+            num_prompt_tokens=sum(map(len, prompt_ids)),
+        )
 
     def _advantages(self, rewards: torch.Tensor) -> GroupAdvantages:
         return group_advantages(rewards, scale=self._args.scale_rewards)  # type: ignore[arg-type]
@@ -307,33 +324,35 @@ class RolloutCollector:
         return bool(ids) and ids[-1] in (eos if isinstance(eos, list) else [eos])
 
     def _record_draws(self, draws: list[Draw], rewards: torch.Tensor, dead: torch.Tensor) -> None:
-        """Record times, lengths and rewards of all draws: rewards (M, G), dead (M,)."""
-        for name in draws[0].seconds:
-            self._metrics.add(f"time/{name}", sum(draw.seconds[name] for draw in draws))
+        """Record rewards and lengths of all draws: rewards (M, G), dead (M,)."""
         self._metrics.add("reward", rewards.mean())
-        self._metrics.add("reward_std", rewards.std(dim=1).mean())
+        self._metrics.add("reward_std", rewards.std())
         self._metrics.add("frac_reward_zero_std", dead.float().mean())
         each = np.concatenate([draw.each for draw in draws])
-        gathered = self._processes.gather(torch.as_tensor(each)).numpy()
         for k, name in enumerate(self._rewards.names):
-            applies = gathered[:, k][~np.isnan(gathered[:, k])]
+            applies = each[..., k][~np.isnan(each[..., k])]
             if applies.size:
                 self._metrics.add(f"rewards/{name}/mean", float(applies.mean()))
-                self._metrics.add(f"rewards/{name}/std", float(applies.std()))
+                std = applies.std(ddof=1) if applies.size > 1 else 0.0
+                self._metrics.add(f"rewards/{name}/std", float(std))
+        self.num_tokens += self._processes.sum(sum(draw.num_prompt_tokens for draw in draws))[0]
         self._record_lengths([ids for draw in draws for ids in draw.completion_ids])
 
     def _record_lengths(self, completion_ids: list[list[int]]) -> None:
+        """Record lengths in tokens; "terminated" are the completions that ended by themselves."""
         lengths = self._processes.gather(torch.tensor([len(ids) for ids in completion_ids]))
         finished = torch.tensor([self._is_finished(ids) for ids in completion_ids])
         ended = self._processes.gather(finished)
+        self.num_completion_tokens += int(lengths.sum())
         self.num_tokens += int(lengths.sum())
         lengths = lengths.float()
-        self._metrics.add("completions/mean_length", lengths.mean())
-        self._metrics.add("completions/min_length", lengths.min())
-        self._metrics.add("completions/max_length", lengths.max())
+        # As in TRL: 0 where none ended.
+        terminated = lengths[ended] if ended.any() else torch.zeros(1)
+        for kind, found in (("", lengths), ("terminated_", terminated)):
+            self._metrics.add(f"completions/mean_{kind}length", found.mean())
+            self._metrics.add(f"completions/min_{kind}length", found.min())
+            self._metrics.add(f"completions/max_{kind}length", found.max())
         self._metrics.add("completions/clipped_ratio", 1 - ended.float().mean())
-        if ended.any():
-            self._metrics.add("completions/mean_terminated_length", lengths[ended].mean())
 
     def _print_completions(
         self,

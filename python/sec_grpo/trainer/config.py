@@ -186,6 +186,13 @@ class GRPOConfig(TrainingArguments):
         default=True,
         metadata={"help": "Call the reward functions once on an empty answer before training."},
     )
+    success_threshold: float = field(
+        default=0.5,
+        metadata={
+            "help": "A completion succeeds when its reward is at least this; it counts successes "
+            "in the log and changes nothing else."
+        },
+    )
     log_completions: bool = field(
         default=False, metadata={"help": "Print a few completions with their rewards."}
     )
@@ -311,6 +318,8 @@ def _check_ranges(config: GRPOConfig) -> None:
         )
     if not 0 <= config.eval_temperature < math.inf:
         raise ValueError(f"eval_temperature must be 0 or above, got {config.eval_temperature}")
+    if not math.isfinite(config.success_threshold):
+        raise ValueError(f"success_threshold must be finite, got {config.success_threshold}")
     if not 0 < config.top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {config.top_p}")
     if config.top_k < 0:

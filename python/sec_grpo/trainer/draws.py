@@ -27,9 +27,9 @@ class Draw:
     rewards: torch.Tensor
     """(m, G) float32, of all processes"""
     each: NDArray[np.float64]
-    """(b, F) the reward of each function, of this process"""
-    seconds: dict[str, float]
-    """this process's time, by what it was spent on"""
+    """(m, G, F) the reward of each function, of all processes; NaN where it does not apply"""
+    num_prompt_tokens: int
+    """of this process, a prompt counted once a completion"""
 
 
 def dealable(num_prompts: int, num_generations: int, num_processes: int) -> int:

@@ -47,7 +47,7 @@ from sec_grpo.ops import (
 from sec_grpo.trainer import checkpoint as checkpoints
 from sec_grpo.trainer.collect import RolloutCollector
 from sec_grpo.trainer.config import GRPOConfig
-from sec_grpo.trainer.metrics import MetricStore
+from sec_grpo.trainer.metrics import MetricStore, clip_extremes, loss_metrics
 from sec_grpo.trainer.policy import (
     call_through,
     check_lm_head,
@@ -70,6 +70,7 @@ from sec_grpo.trainer.setup import (
     refuse_unsupported_model,
 )
 from sec_grpo.trainer.signals import StopOnSignal
+from sec_grpo.trainer.step_timer import StepTimer
 
 logger = logging.get_logger(__name__)
 
@@ -171,6 +172,8 @@ class GRPOTrainer(Trainer):
         self._processes = Processes(self.accelerator)
         self._stop = StopOnSignal(lambda stop: self._processes.sum(int(stop)) != [0])
         self.add_callback(self._stop)
+        self._timer = StepTimer(self._metrics, self.args.device)
+        self.add_callback(self._timer)
         self._collector = RolloutCollector(
             args=args,
             prompts=self._prompts,
@@ -181,6 +184,7 @@ class GRPOTrainer(Trainer):
             max_positions=max_positions(self.model),
             processes=self._processes,
             metrics=self._metrics,
+            timer=self._timer,
             seed=self.generation_seed,
         )
         for rows in (self._prompts, self._eval_prompts):
@@ -193,7 +197,6 @@ class GRPOTrainer(Trainer):
         self._staging: str | None = None
         self._training = False
         self._rng_states: str | None = None
-        self._step_started: float | None = None
 
     # ---- Set-up -------------------------------------------------------------------------------
 
@@ -277,7 +280,7 @@ class GRPOTrainer(Trainer):
         """The micro-batches of the next optimizer step, generating when the last are used up."""
         for _ in range(num_batches):
             next(epoch_iterator, None)
-        self._step_started = time.perf_counter()
+        self._timer.start_step()
         if self._rng_states is not None:
             super()._load_rng_state(self._rng_states)
             self._rng_states = None
@@ -288,6 +291,7 @@ class GRPOTrainer(Trainer):
         batches, num_tokens = self._micro_batches(self._rollouts, position)
         # Counter-based, so that dropout too is the same after a resume.
         torch.manual_seed(self._collector.derive_seed("update", self.state.global_step))
+        self._timer.start_update()
         return batches, num_tokens
 
     def _micro_batches(self, rollouts: Rollouts, position: int) -> tuple[list[dict[str, Any]], int]:
@@ -369,7 +373,8 @@ class GRPOTrainer(Trainer):
                     top_entropy_quantile=args.top_entropy_quantile,
                     **options,
                 )
-                loss, entropy, metrics = out.loss, out.entropy, out.metrics
+                loss, metrics = out.loss, out.metrics
+                logprobs, entropy = out.logprobs, out.entropy
             else:
                 logprobs, entropy = completion_logprobs(
                     model, inputs, args.temperature, fused_lm_head=False
@@ -379,9 +384,19 @@ class GRPOTrainer(Trainer):
                 loss, metrics = plain.loss, plain.metrics
         weight = float(inputs["targets"].numel())
         self._metrics.add("entropy", entropy.detach().mean(), weight)
-        for name, value in metrics.items():
-            if name != "num_tokens" and (name != "kl" or args.beta > 0):
-                self._metrics.add(name, value, weight)
+        found = loss_metrics(metrics, loss_type=args.loss_type, has_kl=args.beta > 0)
+        if "clip_ratio/low_mean" in found:
+            found |= clip_extremes(
+                logprobs,
+                inputs["old_logprobs"],
+                inputs["advantages"],
+                inputs["cu_seqlens"],
+                epsilon_low=options["epsilon_low"],
+                epsilon_high=options["epsilon_high"],
+                sequence_level=args.importance_sampling_level == "sequence",
+            )
+        for name, value in found.items():
+            self._metrics.add(name, value, weight)
         # A micro-batch in which every completion was left out is run for its collectives only.
         return loss if inputs["in_loss"] else loss * 0.0
 
@@ -415,10 +430,11 @@ class GRPOTrainer(Trainer):
             self._rollouts = None
             self._save_before_stopping()
             raise
-        if self.args.updates_per_generation > 1:
-            rollouts.old_logprobs = self._logprobs_of(self.model, rollouts)
-        if self.args.beta > 0:
-            rollouts.ref_logprobs = self._reference_logprobs(rollouts)
+        with self._timer.part("logprobs"):
+            if self.args.updates_per_generation > 1:
+                rollouts.old_logprobs = self._logprobs_of(self.model, rollouts)
+            if self.args.beta > 0:
+                rollouts.ref_logprobs = self._reference_logprobs(rollouts)
         return rollouts
 
     def _save_before_stopping(self) -> None:
@@ -516,11 +532,16 @@ class GRPOTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the step's metrics to the trackers and to `metrics.jsonl`."""
         if "loss" in logs:  # not the summary that Trainer logs at the end
+            arms, groups = self._collector.groups.pop(self.curriculum.num_arms)
             metrics = self._metrics.pop(self._processes)
-            logs = {**logs, **metrics, "num_tokens": self._collector.num_tokens}
-            if self._step_started is not None:
-                logs["step_time"] = time.perf_counter() - self._step_started
-            self._recorder.step(self.state.global_step, logs)
+            logs = {
+                **logs,
+                **metrics,
+                **groups,
+                "num_tokens": self._collector.num_tokens,
+                "num_completion_tokens": self._collector.num_completion_tokens,
+            }
+            self._recorder.step(self.state.global_step, logs, arms)
             logs |= {f"curriculum/{k}": v for k, v in self.curriculum.metrics().items()}
         super().log(logs, start_time)
 
@@ -568,6 +589,7 @@ class GRPOTrainer(Trainer):
         return {
             "curriculum": self.curriculum.state_dict(),
             "num_tokens": self._collector.num_tokens,
+            "num_completion_tokens": self._collector.num_completion_tokens,
             "elapsed": self._recorder.elapsed,
             "layout": self._layout(),
             "save_only_model": self.args.save_only_model,
@@ -600,4 +622,5 @@ class GRPOTrainer(Trainer):
             raise CheckpointError(f"{path} does not fit this run: {error}") from error
         self._rollouts = None if rollouts is None else Rollouts.from_state_dict(rollouts)
         self._collector.num_tokens = state["num_tokens"]
+        self._collector.num_completion_tokens = state["num_completion_tokens"]
         self._recorder.restore(state["elapsed"])

@@ -1,4 +1,7 @@
-"""Metrics of the steps since the last log, kept on the device until they are needed."""
+"""Metrics of the steps since the last log, kept on the device until they are needed.
+
+Names are those of TRL's GRPOTrainer where it has one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from collections.abc import Iterator
 import torch
 
 from sec_grpo.distributed import Processes
+
+# The loss types whose clipping TRL reports, token by token, under clip_ratio/.
+_CLIPPING = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 
 
 class MetricStore:
@@ -41,6 +47,68 @@ class MetricStore:
             found = [part[name] for part in parts if name in part]
             out[name], _ = _reduce(name, [v for v, _ in found], [w for _, w in found])
         return out
+
+
+def loss_metrics(
+    metrics: dict[str, torch.Tensor], *, loss_type: str, has_kl: bool
+) -> dict[str, torch.Tensor]:
+    """The metrics of `policy_loss` to be logged for a loss type, under TRL's names.
+
+    `clip_ratio/` is left to the losses that clip, `cispo_clip_ratio` takes its place for cispo, and
+    `kl` is logged only where the loss has it.
+    """
+    out = {}
+    for name, value in metrics.items():
+        if name.startswith("clip_ratio/"):
+            if loss_type == "cispo" and name == "clip_ratio/high_mean":
+                out["cispo_clip_ratio"] = value
+            if loss_type not in _CLIPPING:
+                continue
+        if name not in ("num_tokens", "entropy") and (name != "kl" or has_kl):
+            out[name] = value
+    return out
+
+
+def clip_extremes(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor | None,
+    advantages: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    *,
+    epsilon_low: float,
+    epsilon_high: float,
+    sequence_level: bool,
+) -> dict[str, torch.Tensor]:
+    """`clip_ratio/low_min` and `clip_ratio/high_max` over completions, as TRL defines them.
+
+    The least share of a completion's tokens whose ratio is clipped from below (A < 0), and the
+    largest of those clipped from above (A > 0); at the sequence level a completion's share is 0
+    or 1.
+
+    Args:
+        logprobs, old_logprobs: (N,) packed; without old_logprobs the ratio is 1.
+        advantages: (b,) of the completions. cu_seqlens: (b + 1,) their offsets.
+    """
+    if old_logprobs is None:
+        zero = torch.zeros((), device=logprobs.device)
+        return {"clip_ratio/low_min": zero, "clip_ratio/high_max": zero}
+    lengths = cu_seqlens.diff().to(logprobs.device)
+    count = len(lengths)
+    rows = torch.repeat_interleave(
+        torch.arange(count, device=logprobs.device), lengths, output_size=logprobs.numel()
+    )
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        total = values.new_zeros(count).index_add(0, rows, values)
+        return total / lengths.clamp(min=1)
+
+    log_ratio = (logprobs - old_logprobs).detach().float()
+    if sequence_level:
+        log_ratio = mean(log_ratio)[rows]
+    ratio, advantage = log_ratio.exp(), advantages[rows]
+    low = ((ratio < 1 - epsilon_low) & (advantage < 0)).float()
+    high = ((ratio > 1 + epsilon_high) & (advantage > 0)).float()
+    return {"clip_ratio/low_min": mean(low).amin(), "clip_ratio/high_max": mean(high).amax()}
 
 
 def _reduce(name: str, numbers: list[float], weights: list[float]) -> tuple[float, float]:

@@ -66,10 +66,16 @@ class RunRecorder:
         self._before = self.elapsed
         self._started = None
 
-    def step(self, step: int, scalars: dict[str, float]) -> None:
-        """Record an optimizer step (or the mean of those since the last)."""
+    def step(
+        self, step: int, scalars: dict[str, float], arms: dict[str, list[float | None]]
+    ) -> None:
+        """Record an optimizer step (or the mean of those since the last).
+
+        `arms` holds columns beside those of `Curriculum.arm_table`.
+        """
         if self._writer is not None:
-            arms = {name: column.tolist() for name, column in self._curriculum.arm_table().items()}
+            table = {name: column.tolist() for name, column in self._curriculum.arm_table().items()}
+            arms = {**table, **arms}
             self._writer.write("step", **{**scalars, "step": step, "time": self.elapsed}, arms=arms)
 
     def evaluation(
