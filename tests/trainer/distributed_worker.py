@@ -76,6 +76,8 @@ def make_trainer(output_dir, reward=None, **options):
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
+        "log_completions": True,
+        "num_completions_to_print": 0,
     }
     trainer = GRPOTrainer(
         make_model(tokenizer),

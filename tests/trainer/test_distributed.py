@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pyarrow.parquet import read_table
 
 from sec_grpo.tiny import character_tokenizer, tiny_qwen2
 from sec_grpo.trainer.checkpoint import verify
@@ -71,6 +72,24 @@ def test_processes_stay_equal(results):
     assert one["curriculum"] == two["curriculum"]
     assert_same_weights(one, two)
     assert one["generations"][0][1] != two["generations"][0][1]
+
+
+def test_completions_of_both_processes_are_logged_once(results):
+    pair = results["train"]
+    tokenizer = character_tokenizer("abcdefgh")
+    folder = results["folder"] / "train" / "completions"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "completions_00001.parquet",
+        "completions_00003.parquet",
+    ]
+    for step, generation in ((1, 0), (3, 1)):
+        table = read_table(folder / f"completions_{step:05d}.parquet").to_pydict()
+        parts = [one["generations"][generation] for one in pair]
+        prompts, ids, scores = ([x for part in parts for x in part[k]] for k in range(3))
+        assert table["prompt"] == tokenizer.batch_decode(prompts)
+        assert table["completion"] == tokenizer.batch_decode(ids, skip_special_tokens=True)
+        assert table["recorder"] == scores
+        assert len(set(table["arm"][:4])) == 1  # a group's arm, four times
 
 
 def test_gradient_is_that_of_the_union(results, oracle):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pyarrow.parquet import read_table
 
 from sec_grpo import SEC, GRPOConfig
 from sec_grpo.errors import RewardError
@@ -230,9 +231,15 @@ def test_refused_refills(tmp_path, refills):
         GRPOConfig(output_dir=str(tmp_path), use_cpu=True, dynamic_sampling_refills=refills)
 
 
-def test_completions_shown_are_those_trained_on(make_run, capsys):
+def test_completions_logged_are_those_trained_on(make_run, tokenizer, tmp_path):
     scorer = Scorer()
-    make_run(scorer, curriculum="random", max_steps=1, log_completions=True).train()
-    shown = capsys.readouterr().out
-    assert "completions of step 1" in shown
-    assert "0.50" not in shown  # the score of the groups that were dropped
+    trainer = make_run(scorer, curriculum="random", max_steps=1, log_completions=True)
+    trainer.train()
+    table = read_table(tmp_path / "run" / "completions" / "completions_00001.parquet").to_pydict()
+    live = [group for group in groups_of(scorer.calls) if group[3] != 0]
+    assert table["prompt"] == [group[0] for group in live for _ in range(G)]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for group in live for ids in group[1]]
+    assert table["completion"] == texts
+    assert table["total_reward"] == pytest.approx([s for group in live for s in group[2]])
+    assert table["advantage"] == trainer._rollouts.advantages.tolist()
+    assert table["arm"] == [str(group[3]) for group in live for _ in range(G)]

@@ -166,10 +166,3 @@ def test_second_run_puts_the_first_log_aside(make_trainer, tmp_path):
     trainer.train()
     assert (run / "metrics.2.jsonl").is_file()
     assert read_run(run / "metrics.2.jsonl").steps.tolist() == [1, 2]
-
-
-def test_completions_are_printed_as_text(make_trainer, capsys):
-    make_trainer(max_steps=1, log_completions=True, num_completions_to_print=2).train()
-    out = capsys.readouterr().out
-    assert "completions of step 1" in out
-    assert out.count("│ ") >= 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sec_grpo.curriculum import DynamicSampling
 from sec_grpo.distributed import DistributedCurriculum, Processes
 from sec_grpo.errors import RewardError
 from sec_grpo.ops import GroupAdvantages, group_advantages
+from sec_grpo.trainer.completions import CompletionLog, ExtraColumns
 from sec_grpo.trainer.config import GRPOConfig
 from sec_grpo.trainer.draws import Draw, deal, dealable
 from sec_grpo.trainer.group_statistics import GroupStatistics
@@ -51,6 +53,7 @@ class RolloutCollector:
         processes: Processes,
         metrics: MetricStore,
         timer: StepTimer,
+        completion_log: CompletionLog | None,
         seed: int,
     ) -> None:
         self._args = args
@@ -63,6 +66,7 @@ class RolloutCollector:
         self._processes = processes
         self._metrics = metrics
         self._timer = timer
+        self._completion_log = completion_log
         self._seed = seed
         self.groups = GroupStatistics(args.success_threshold)
         """all groups observed since the last log"""
@@ -133,10 +137,17 @@ class RolloutCollector:
                 seed=seed,
                 batch_size=args.rollout_batch_size,
             )
+        completions = self._decode(rows, completion_ids)
+        extra = ExtraColumns(len(rows))
         with self._timer.part("reward"):
-            rewards, each = self._score_everywhere(rows, completion_ids, trainer_state)
+            rewards, each = self._score_everywhere(
+                rows, completions, completion_ids, trainer_state, extra
+            )
             all_rewards = self._processes.gather(torch.as_tensor(rewards, dtype=torch.float32))
             all_each = self._processes.gather(torch.as_tensor(each)).numpy()
+        logged = None
+        if args.log_completions:
+            logged = self._gather_columns({"completion": completions, **extra.columns})
         shape = (count, args.num_generations)
         return Draw(
             indices,
@@ -144,7 +155,17 @@ class RolloutCollector:
             all_rewards.reshape(shape),
             all_each.reshape(*shape, -1),
             num_prompt_tokens=sum(map(len, prompt_ids)),
+            logged=logged,
         )
+
+    def _gather_columns(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The columns of all processes, joined; None where a process lacks one."""
+        count = len(columns["completion"])
+        parts = self._processes.gather_objects(columns)
+        return {
+            name: [value for part in parts for value in part.get(name, [None] * count)]
+            for name in dict.fromkeys(name for part in parts for name in part)
+        }
 
     def _advantages(self, rewards: torch.Tensor) -> GroupAdvantages:
         return group_advantages(rewards, scale=self._args.scale_rewards)  # type: ignore[arg-type]
@@ -167,11 +188,10 @@ class RolloutCollector:
         local = processes.local_slice(np.repeat(indices[groups], size))
         rows = [self._prompts.row(i) for i in local]
         finished = torch.tensor([self._is_finished(ids) for ids in completion_ids])
-        if self._args.log_completions and processes.rank == 0:
-            shown = processes.local_slice(rewards[groups].flatten())
-            self._print_completions(rows, completion_ids, shown, trainer_state.global_step)
         # Again, and not those that the curriculum saw: "batch" scales by the batch trained on.
         advantages = self._advantages(rewards[groups]).advantages.flatten()
+        if self._completion_log is not None:
+            self._log_completions(draws, indices, groups, advantages, trainer_state.global_step + 1)
         return Rollouts(
             self._tokenize(rows, local),
             completion_ids,
@@ -210,7 +230,8 @@ class RolloutCollector:
                 rows = [prompts.row(i) for i in chunk]
                 seed = self.derive_seed("evaluation", start)
                 ids = sample_completions(model, self._tokenize(rows, chunk), config, seed=seed)
-                scores, _ = self._score(prompts, rewards, rows, ids, trainer_state, log=False)
+                completions = self._decode(rows, ids)
+                scores, _ = self._score(prompts, rewards, rows, completions, ids, trainer_state)
                 out[start : start + len(chunk)] = scores
         except RewardError as error:
             failure = error
@@ -228,7 +249,8 @@ class RolloutCollector:
         """
         rows = [prompts.row(0)] * self._args.num_generations
         try:
-            self._score(prompts, rewards, rows, [[] for _ in rows], trainer_state, log=False)
+            ids: list[list[int]] = [[] for _ in rows]
+            self._score(prompts, rewards, rows, self._decode(rows, ids), ids, trainer_state)
         except RewardError as error:
             raise RewardError(
                 f"{error}. This was the check on empty completions before training; if only those "
@@ -277,14 +299,26 @@ class RolloutCollector:
             raise failure or RewardError("a reward function failed on another process")
 
     def _score_everywhere(
-        self, rows: list[dict[str, Any]], completion_ids: list[list[int]], state: TrainerState
+        self,
+        rows: list[dict[str, Any]],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        state: TrainerState,
+        extra: ExtraColumns,
     ) -> tuple[np.ndarray, np.ndarray]:
         """`_score` of training rows, failing on every process when it fails on one."""
         failure: RewardError | None = None
         scored = None
         try:
             scored = self._score(
-                self._prompts, self._rewards, rows, completion_ids, state, log=True
+                self._prompts,
+                self._rewards,
+                rows,
+                completions,
+                completion_ids,
+                state,
+                log_metric=self._metrics.add,
+                log_extra=extra,
             )
         except RewardError as error:
             failure = error
@@ -292,22 +326,27 @@ class RolloutCollector:
         assert scored is not None
         return scored
 
+    def _decode(self, rows: list[dict[str, Any]], completion_ids: list[list[int]]) -> list[Any]:
+        """Completions as reward functions get them: text, or a message where the prompt is chat."""
+        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        return [
+            [{"role": "assistant", "content": text}] if is_chat(row["prompt"]) else text
+            for row, text in zip(rows, texts, strict=True)
+        ]
+
     def _score(
         self,
         prompts: PromptDataset,
         rewards: RewardFunctions,
         rows: list[dict[str, Any]],
+        completions: list[Any],
         completion_ids: list[list[int]],
         trainer_state: TrainerState,
         *,
-        log: bool,
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, Sequence[Any]], None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards of `rows` of `prompts`; with `log`, what they log goes to the step's metrics."""
-        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        completions: list[Any] = [
-            [{"role": "assistant", "content": text}] if is_chat(row["prompt"]) else text
-            for row, text in zip(rows, texts, strict=True)
-        ]
+        """Rewards of completions of `rows` of `prompts`."""
         passed = ("prompt", "completion", "completion_ids")
         names = [name for name in prompts.columns if name not in passed]
         return rewards(
@@ -316,7 +355,8 @@ class RolloutCollector:
             completion_ids=completion_ids,
             columns={name: [row.get(name) for row in rows] for name in names},
             trainer_state=trainer_state,
-            log_metric=self._metrics.add if log else None,
+            log_metric=log_metric,
+            log_extra=log_extra,
         )
 
     def _is_finished(self, ids: list[int]) -> bool:
@@ -354,24 +394,39 @@ class RolloutCollector:
             self._metrics.add(f"completions/max_{kind}length", found.max())
         self._metrics.add("completions/clipped_ratio", 1 - ended.float().mean())
 
-    def _print_completions(
+    def _log_completions(
         self,
-        rows: list[dict[str, Any]],
-        completion_ids: list[list[int]],
-        rewards: torch.Tensor,
+        draws: list[Draw],
+        indices: np.ndarray,
+        groups: np.ndarray,
+        advantages: torch.Tensor,
         step: int,
     ) -> None:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=f"completions of step {step + 1}", show_lines=True)
-        for name in ("prompt", "completion", "reward"):
-            table.add_column(name, overflow="fold")
-        shown = range(0, len(rows), max(1, len(rows) // self._args.num_completions_to_print))
-        for i in list(shown)[: self._args.num_completions_to_print]:
-            text = self._tokenizer.decode(completion_ids[i])
-            # Text, not markup: completions are the model's.
-            prompt = str(rows[i]["prompt"])
-            table.add_row(Text(prompt[-400:]), Text(text[-400:]), Text(f"{rewards[i]:.2f}"))
-        Console().print(table)
+        """Log the P trained groups of the M drawn: indices (M,), groups (P,), advantages (P G,)."""
+        assert self._completion_log is not None
+        size = self._args.num_generations
+        rows = (groups[:, None] * size + np.arange(size)).ravel()
+        columns: dict[str, list[Any]] = {}
+        for name in dict.fromkeys(name for draw in draws for name in draw.logged or {}):
+            parts = [(draw.logged or {}).get(name, [None] * draw.rewards.numel()) for draw in draws]
+            joined = [value for part in parts for value in part]
+            columns[name] = [joined[row] for row in rows]
+        each = np.concatenate([draw.each for draw in draws]).reshape(-1, len(self._rewards.names))
+        totals = torch.cat([draw.rewards.flatten() for draw in draws])
+        curriculum = self._curriculum.curriculum
+        trained = indices[groups]
+        prompts = [self._prompts.row(i)["prompt"] for i in trained]
+        arms = [str(curriculum.arms[k]) for k in curriculum.arm_indices(trained)]
+        self._completion_log.add(
+            step,
+            prompts=[prompt for prompt in prompts for _ in range(size)],
+            completions=columns.pop("completion"),
+            rewards={
+                name: [None if np.isnan(value) else float(value) for value in each[rows, k]]
+                for k, name in enumerate(self._rewards.names)
+            },
+            total_rewards=totals[torch.from_numpy(rows)].tolist(),
+            extra=columns,
+            advantages=advantages.tolist(),
+            arms=[arm for arm in arms for _ in range(size)],
+        )

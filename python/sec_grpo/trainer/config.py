@@ -194,10 +194,19 @@ class GRPOConfig(TrainingArguments):
         },
     )
     log_completions: bool = field(
-        default=False, metadata={"help": "Print a few completions with their rewards."}
+        default=False,
+        metadata={
+            "help": "Keep every completion with its rewards in output_dir/completions, one parquet "
+            "file a generation batch, and print some at each log."
+        },
     )
-    num_completions_to_print: int = field(
-        default=4, metadata={"help": "Completions printed when log_completions is set."}
+    num_completions_to_print: int | None = field(
+        default=4,
+        metadata={"help": "Completions printed when log_completions is set; None prints all."},
+    )
+    log_unique_prompts: bool = field(
+        default=False,
+        metadata={"help": "Print, and send to trackers, one completion of each prompt."},
     )
 
     def __post_init__(self) -> None:
@@ -318,6 +327,9 @@ def _check_ranges(config: GRPOConfig) -> None:
         )
     if not 0 <= config.eval_temperature < math.inf:
         raise ValueError(f"eval_temperature must be 0 or above, got {config.eval_temperature}")
+    shown = config.num_completions_to_print
+    if shown is not None and shown < 0:
+        raise ValueError(f"num_completions_to_print must be 0 or above, or None, got {shown}")
     if not math.isfinite(config.success_threshold):
         raise ValueError(f"success_threshold must be finite, got {config.success_threshold}")
     if not 0 < config.top_p <= 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ class Draw:
     """(m, G, F) the reward of each function, of all processes; NaN where it does not apply"""
     num_prompt_tokens: int
     """of this process, a prompt counted once a completion"""
+    logged: dict[str, list[Any]] | None = None
+    """columns of the completions table, m G values of all processes"""
 
 
 def dealable(num_prompts: int, num_generations: int, num_processes: int) -> int:

@@ -46,6 +46,7 @@ from sec_grpo.ops import (
 )
 from sec_grpo.trainer import checkpoint as checkpoints
 from sec_grpo.trainer.collect import RolloutCollector
+from sec_grpo.trainer.completions import CompletionLog
 from sec_grpo.trainer.config import GRPOConfig
 from sec_grpo.trainer.metrics import MetricStore, clip_extremes, loss_metrics
 from sec_grpo.trainer.policy import (
@@ -174,6 +175,14 @@ class GRPOTrainer(Trainer):
         self.add_callback(self._stop)
         self._timer = StepTimer(self._metrics, self.args.device)
         self.add_callback(self._timer)
+        self._completion_log = None
+        if args.log_completions and self.is_world_process_zero():
+            self._completion_log = CompletionLog(
+                args.output_dir,
+                num_to_print=args.num_completions_to_print,
+                unique_prompts=args.log_unique_prompts,
+                report_to=args.report_to,
+            )
         self._collector = RolloutCollector(
             args=args,
             prompts=self._prompts,
@@ -185,6 +194,7 @@ class GRPOTrainer(Trainer):
             processes=self._processes,
             metrics=self._metrics,
             timer=self._timer,
+            completion_log=self._completion_log,
             seed=self.generation_seed,
         )
         for rows in (self._prompts, self._eval_prompts):
@@ -250,6 +260,8 @@ class GRPOTrainer(Trainer):
             logger.warning("%s is the end of the run already: nothing to train", path)
             return TrainOutput(step, 0.0, {})
         self._recorder.start(config, step=step, resumed=path is not None)
+        if self._completion_log is not None:
+            self._completion_log.start(step, resumed=path is not None)
         self._rng_states = None if path is None else str(path)
         self._training = True
         try:
@@ -543,6 +555,8 @@ class GRPOTrainer(Trainer):
             }
             self._recorder.step(self.state.global_step, logs, arms)
             logs |= {f"curriculum/{k}": v for k, v in self.curriculum.metrics().items()}
+            if self._completion_log is not None:
+                self._completion_log.show()
         super().log(logs, start_time)
 
     # ---- Checkpoints --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from transformers.utils import logging
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RESERVED_COLUMNS = ("prompts", "completions", "trainer_state", "log_metric")
+RESERVED_COLUMNS = ("prompts", "completions", "trainer_state", "log_metric", "log_extra")
 
 logger = logging.get_logger(__name__)
 
