@@ -35,6 +35,8 @@ def character_tokenizer(alphabet: str = string.printable) -> PreTrainedTokenizer
         eos_token="<eos>",
         unk_token="<unk>",
         padding_side="left",
+        # Without token_type_ids, which older transformers make for chat prompts and Qwen2 refuses.
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
 
