@@ -82,7 +82,7 @@ def load_pending(trainer: Any, checkpoint: str, curriculum: Curriculum) -> bool:
     Raises:
         CheckpointError: on every process, a file is there but not readable.
     """
-    from accelerate.utils import gather_object
+    from accelerate.utils import gather_object, send_to_device
 
     accelerator = trainer.accelerator
     path = _pending_file(Path(checkpoint), accelerator.process_index)
@@ -90,7 +90,8 @@ def load_pending(trainer: Any, checkpoint: str, curriculum: Curriculum) -> bool:
     failure = ""
     if path.is_file():
         try:
-            pending = torch.load(path, map_location=accelerator.device, weights_only=True)
+            # By way of the CPU: torch.load takes no map_location such as cpu:0.
+            pending = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             failure = f"{path} cannot be read: {error}. Remove it to sample new completions"
     fits = pending is not None and pending.get("layout") == _layout(trainer, curriculum)
@@ -104,7 +105,7 @@ def load_pending(trainer: Any, checkpoint: str, curriculum: Curriculum) -> bool:
         return False
     assert pending is not None
     trainer._step = pending["step"]
-    trainer._buffered_inputs = pending["inputs"]
+    trainer._buffered_inputs = send_to_device(pending["inputs"], accelerator.device)
     return True
 
 
