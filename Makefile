@@ -6,11 +6,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 ARGS ?=
 
-.PHONY: help quickstart test sanitize lint format bench gpu-check wheel clean
+.PHONY: help quickstart test test-trl-oldest sanitize lint format bench gpu-check wheel clean
 
 help:
 	@echo "make quickstart  watch a tiny model learn: random order against SEC (3 minutes)"
 	@echo "make test        every test"
+	@echo "make test-trl-oldest  the tests of the TRL adapter with the oldest TRL, in an environment of its own"
 	@echo "make sanitize    the C++ tests under ASan, UBSan and TSan"
 	@echo "make lint        ruff, clang-format, mypy"
 	@echo "make format      rewrite the sources as lint wants them"
@@ -24,6 +25,22 @@ quickstart: $(VENV)/.built
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+# Other versions of the trainers that the integrations fit into: tests/integrations/environments/
+# has their requirements, one file an environment; the package comes as a wheel, so that each
+# environment has the same.
+test-trl-oldest: test-%: build/venvs/%/.installed $(VENV)/.built
+	@rm -rf build/wheels
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheels .
+	$(<D)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheels/*.whl
+	$(<D)/bin/python -m pytest tests/integrations/$(firstword $(subst -, ,$*)) $(ARGS)
+
+build/venvs/%/.installed: tests/integrations/environments/%.txt constraints.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
 
 sanitize: $(VENV)/.build-tools
 	for preset in asan-ubsan tsan; do \
