@@ -555,9 +555,9 @@ class GRPOTrainer(Trainer):
             }
             self._recorder.step(self.state.global_step, logs, arms)
             logs |= {f"curriculum/{k}": v for k, v in self.curriculum.metrics().items()}
-            if self._completion_log is not None:
-                self._completion_log.show()
         super().log(logs, start_time)
+        if self._completion_log is not None:
+            self._completion_log.show()
 
     # ---- Checkpoints --------------------------------------------------------------------------
 
