@@ -155,6 +155,33 @@ def test_rotation_keeps_the_newest(make_trainer, tmp_path):
     assert [p.name for p in run.glob("checkpoint-*")] == ["checkpoint-9"]
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+def test_kill_in_a_deletion_leaves_whole_checkpoints(make_trainer, tmp_path, monkeypatch, limit):
+    """The process ends after one file of an old checkpoint is gone."""
+    rmtree = shutil.rmtree
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(path, *args, **kwargs):
+        if not Path(path).name.startswith("checkpoint-") or not Path(path).exists():
+            return rmtree(path, *args, **kwargs)
+        next(file for file in Path(path).iterdir()).unlink()
+        raise KilledError
+
+    trainer = make_trainer(max_steps=5, save_strategy="steps", save_steps=1, save_total_limit=limit)
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KilledError):
+        trainer.train()
+    monkeypatch.undo()
+    found = checkpoints.saved(tmp_path / "run")
+    assert len(found) == limit
+    for path in found:
+        checkpoints.verify(path)
+    checkpoints.recover(tmp_path / "run")
+    assert sorted((tmp_path / "run").glob("checkpoint-*")) == sorted(found)
+
+
 def test_best_checkpoint_is_kept_and_loaded(make_trainer, tmp_path):
     scores = iter([1.0, 5.0, 2.0, 3.0])
     trainer = make_trainer(

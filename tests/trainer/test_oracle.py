@@ -187,7 +187,7 @@ def one_group_alive(completions):
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_dropping_dead_groups_changes_nothing(run_against_oracle, monkeypatch, loss_type):
-    from sec_grpo.trainer.rollout import Rollouts
+    from sec_grpo.trainer.batch import Rollouts
 
     seen = []
     learnable = Rollouts.learnable

@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from sec_grpo.trainer.policy import completion_logprobs
-from sec_grpo.trainer.rollout import Rollouts, derive_seed, sample_completions
+from sec_grpo.trainer.rollout import derive_seed, sample_completions
 
 PROMPTS = [[3, 4], [5], [6, 7, 8, 9, 10], [3, 4, 5]]
 
@@ -50,29 +49,6 @@ def test_left_padding_changes_nothing(model):
     for size in (1, 3):
         assert sample_completions(model, PROMPTS, greedy(), seed=0, batch_size=size) == together
     assert len({tuple(ids) for ids in together}) > 1
-
-
-def test_update_layout_gives_the_sampling_logprobs(model):
-    """Right-padded, packed log-probabilities are those of the sampled tokens one by one."""
-    completions = sample_completions(model, PROMPTS, sampling(), seed=1)
-    completions = [ids[: 2 + i] for i, ids in enumerate(completions)]
-    rollouts = Rollouts(
-        PROMPTS, completions, advantages=torch.zeros(4), in_loss=torch.ones(4, dtype=torch.bool)
-    )
-    inputs = rollouts.inputs([2, 0, 3, 1], pad_token_id=0)
-    expected = []
-    with torch.no_grad():
-        for i in (2, 0, 3, 1):
-            ids = PROMPTS[i] + completions[i]
-            logprobs = (model.eval()(torch.tensor([ids])).logits[0] / 0.7).log_softmax(-1)
-            expected += [
-                logprobs[len(PROMPTS[i]) - 1 + t, token] for t, token in enumerate(completions[i])
-            ]
-        for fused in (True, False):
-            got, entropy = completion_logprobs(model, inputs, 0.7, fused_lm_head=fused)
-            torch.testing.assert_close(got, torch.stack(expected), rtol=1e-4, atol=1e-5)
-            assert entropy.shape == got.shape
-    assert inputs["cu_seqlens"].tolist() == [0, 4, 6, 11, 14]
 
 
 def test_models_own_settings_are_ignored(model):
@@ -180,18 +156,3 @@ def test_derived_seeds_differ():
     assert len(seeds) == 2 * 3 * 50 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "rollout", 0, 0) == derive_seed(0, "rollout", 0, 0)
-
-
-def test_learnable_rows():
-    rollouts = Rollouts(
-        [[3]] * 4,
-        [[3, 4], [3], [3, 4, 5], [3]],
-        advantages=torch.tensor([0.0, 1.0, -1.0, 0.0]),
-        in_loss=torch.tensor([True, False, True, True]),
-    )
-    assert rollouts.learnable(slice(0, 4), skip_zero_advantages=True) == [2]
-    assert rollouts.learnable(slice(0, 4), skip_zero_advantages=False) == [0, 2, 3]
-    # None is left: the shortest is run for the collectives, and does not count.
-    assert rollouts.learnable(slice(0, 2), skip_zero_advantages=True) == [1]
-    assert not rollouts.inputs([1], 0)["in_loss"]
-    assert rollouts.num_tokens(slice(0, 4)) == 6

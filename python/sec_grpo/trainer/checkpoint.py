@@ -21,6 +21,7 @@ STATE_FILE = "sec_grpo.pt"
 MANIFEST_FILE = "manifest.json"
 STAGING_DIR = "_incomplete"  # push_to_hub leaves out what begins with an underscore
 REPLACED_SUFFIX = ".replaced"
+REMOVED_SUFFIX = ".removed"
 FORMAT = 1
 
 
@@ -86,8 +87,10 @@ def clear(staging: Path) -> None:
 
 
 def recover(output_dir: Path) -> None:
-    """Put an output folder in order after a killed save: no staging, no half-replaced step."""
+    """Put an output folder in order after a kill: no staging, nothing half replaced or deleted."""
     clear(output_dir / STAGING_DIR)
+    for removed in output_dir.glob(f"checkpoint-*{REMOVED_SUFFIX}"):
+        shutil.rmtree(removed, ignore_errors=True)
     for replaced in output_dir.glob(f"checkpoint-*{REPLACED_SUFFIX}"):
         final = replaced.with_name(replaced.name.removesuffix(REPLACED_SUFFIX))
         if final.exists():
@@ -101,17 +104,35 @@ def rotate(trainer: Trainer, output_dir: Path) -> None:
 
     The newest by time: after resuming from an earlier step that is not the highest number.
     """
-    if hasattr(trainer, "_rotate_checkpoints"):  # transformers 4
-        trainer._rotate_checkpoints(use_mtime=True, output_dir=str(output_dir))
-    else:
-        from transformers.trainer_utils import rotate_checkpoints
+    limit, best = trainer.args.save_total_limit, trainer.state.best_model_checkpoint
+    if limit is None or limit <= 0:
+        return
+    by_time = [Path(path) for path in _sorted_by_time(trainer, output_dir)]
+    kept = {by_time[-1], *([] if best is None else [Path(best)])}
+    surplus = len(by_time) - max(limit, len(kept))
+    for checkpoint in [path for path in by_time if path not in kept][: max(surplus, 0)]:
+        remove(checkpoint)
 
-        rotate_checkpoints(
-            output_dir=str(output_dir),
-            save_total_limit=trainer.args.save_total_limit,
-            best_model_checkpoint=trainer.state.best_model_checkpoint,
-            use_mtime=True,
-        )
+
+def _sorted_by_time(trainer: Trainer, output_dir: Path) -> list[str]:
+    """Checkpoints, the oldest first; by number on file systems that do not keep times."""
+    if hasattr(trainer, "_sorted_checkpoints"):  # transformers 4
+        return list(trainer._sorted_checkpoints(use_mtime=True, output_dir=str(output_dir)))
+    from transformers.trainer_utils import sort_checkpoints
+
+    return list(sort_checkpoints(str(output_dir), use_mtime=True))
+
+
+def saved(output_dir: Path) -> list[Path]:
+    """The checkpoint folders of a run."""
+    return [path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdigit()]
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint: under another name, so that a kill leaves no half of one."""
+    removed = checkpoint.with_name(checkpoint.name + REMOVED_SUFFIX)
+    os.replace(checkpoint, removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def publish(staged: Path, final: Path) -> None:

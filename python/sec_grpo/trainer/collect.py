@@ -14,6 +14,7 @@ from sec_grpo.curriculum import DynamicSampling
 from sec_grpo.distributed import DistributedCurriculum, Processes
 from sec_grpo.errors import RewardError
 from sec_grpo.ops import GroupAdvantages, group_advantages
+from sec_grpo.trainer.batch import Rollouts
 from sec_grpo.trainer.completions import CompletionLog, ExtraColumns
 from sec_grpo.trainer.config import GRPOConfig
 from sec_grpo.trainer.draws import Draw, deal, dealable
@@ -21,7 +22,7 @@ from sec_grpo.trainer.group_statistics import GroupStatistics
 from sec_grpo.trainer.metrics import MetricStore
 from sec_grpo.trainer.prompts import PromptDataset, is_chat, tokenize_prompt
 from sec_grpo.trainer.rewards import RewardFunctions
-from sec_grpo.trainer.rollout import Rollouts, derive_seed, sample_completions
+from sec_grpo.trainer.rollout import derive_seed, sample_completions
 from sec_grpo.trainer.step_timer import StepTimer
 
 if TYPE_CHECKING:

@@ -90,6 +90,22 @@ class GRPOConfig(TrainingArguments):
     generation_seed: int | None = field(
         default=None, metadata={"help": "Seed of draws and sampling. Default: seed."}
     )
+    padding_free: bool | None = field(
+        default=None,
+        metadata={
+            "help": "In the update, lay rows end to end without padding (True), or side by side, "
+            "sorted by length (False). Default: end to end with flash attention only, since other "
+            "attention then does the work between the rows as well."
+        },
+    )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens (padding included) of a forward pass in the update; a longer row "
+            "is run alone. Default: what a micro-batch holds on average, at least 2048, but no "
+            "more than per_device_train_batch_size rows of the longest."
+        },
+    )
 
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling mass."})
@@ -306,7 +322,12 @@ def _check_ranges(config: GRPOConfig) -> None:
     ):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    for name in ("steps_per_generation", "generation_batch_size", "rollout_batch_size"):
+    for name in (
+        "steps_per_generation",
+        "generation_batch_size",
+        "rollout_batch_size",
+        "max_tokens_per_micro_batch",
+    ):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1 or unset, got {value}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sec_grpo.ops import linear_logprob
+from sec_grpo.ops import LinearLogprob, linear_logprob
 
 
 @dataclass(frozen=True)
@@ -67,26 +67,45 @@ def lm_head(model: nn.Module) -> LMHead:
     )
 
 
+def _model_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward without cache, from those of a pack."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    given = {name: inputs[name] for name in names if name in inputs}
+    return {"use_cache": False, "attention_mask": None, **given, **inputs.get("model_kwargs", {})}
+
+
 def completion_hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-    """Hidden states (N, D) that predict the completion tokens of a micro-batch."""
-    output = decoder(model)(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-    )
+    """Hidden states (N, D) that predict the completion tokens of a pack."""
+    output = decoder(model)(**_model_inputs(inputs))
     return output.last_hidden_state.flatten(0, 1)[inputs["logit_positions"]]
 
 
-def completion_logprobs(
-    model: nn.Module, inputs: dict[str, Any], temperature: float, fused_lm_head: bool
+def whole_logprobs(
+    model: nn.Module, inputs: dict[str, Any], temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies (N,) float32 of the completion tokens of a micro-batch.
+    """Log-probabilities and entropies (N,) float32 of a pack's tokens from the whole logits.
 
-    With `fused_lm_head` the logits are made in chunks; without it the model's own forward makes
-    them whole, which works for any head.
+    The model's own forward makes them, which works for any head.
     """
-    if fused_lm_head:
+    logits = base_model(model)(**_model_inputs(inputs)).logits
+    # float32: bf16 log-probabilities are off by up to 0.07 near the peak.
+    logits = logits.flatten(0, 1)[inputs["logit_positions"]].float() / temperature
+    all_logprobs = logits.log_softmax(-1)
+    entropy = -(all_logprobs.exp() * all_logprobs).sum(-1)
+    return all_logprobs.gather(-1, inputs["targets"][:, None]).squeeze(-1), entropy
+
+
+def fused_logprobs(
+    model: nn.Module, inputs: dict[str, Any], temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies (N,) float32 of a pack's tokens, the logits in chunks."""
+    hidden = completion_hidden_states(model, inputs)
+    found: list[LinearLogprob] = []
+
+    def through_head(states: torch.Tensor) -> torch.Tensor:
         head = lm_head(model)
-        logprobs, entropy = linear_logprob(
-            completion_hidden_states(model, inputs),
+        out = linear_logprob(
+            states,
             head.weight,
             inputs["targets"],
             bias=head.bias,
@@ -95,15 +114,26 @@ def completion_logprobs(
             softcap=head.softcap,
             return_entropy=True,
         )
-        return logprobs, entropy
-    logits = base_model(model)(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-    ).logits
-    # float32: bf16 log-probabilities are off by up to 0.07 near the peak.
-    logits = logits.flatten(0, 1)[inputs["logit_positions"]].float() / temperature
-    all_logprobs = logits.log_softmax(-1)
-    entropy = -(all_logprobs.exp() * all_logprobs).sum(-1).detach()
-    return all_logprobs.gather(-1, inputs["targets"][:, None]).squeeze(-1), entropy
+        assert isinstance(out, LinearLogprob)
+        found.append(out)
+        return out.logprobs
+
+    call_head(model, through_head, hidden)
+    return found[0].logprobs, found[0].entropy
+
+
+def call_head(
+    model: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor
+) -> torch.Tensor:
+    """`function(hidden)` in place of the lm_head's forward.
+
+    FSDP and ZeRO-3 gather a module's parameters in hooks around its forward; without them
+    `function` would find a shard of the weight. What is returned is all that may be differentiated:
+    FSDP casts it to its output dtype.
+    """
+    head = base_model(model).get_output_embeddings()
+    result: torch.Tensor = call_through(head, head, function, hidden)
+    return result
 
 
 @torch.no_grad()

@@ -8,12 +8,52 @@ import math
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
 from sec_grpo.curriculum import Curriculum, Strategy, get_strategy
 from sec_grpo.trainer.config import GRPOConfig
 from sec_grpo.trainer.policy import base_model
 from sec_grpo.trainer.prompts import PromptDataset
+
+logger = logging.get_logger(__name__)
+
+
+def check_arguments(args: GRPOConfig | None) -> GRPOConfig:
+    """The configuration given, or the default, for one GPU a process."""
+    args = args if args is not None else GRPOConfig(output_dir="grpo")
+    if not isinstance(args, GRPOConfig):
+        raise ValueError(f"args must be a GRPOConfig, got {type(args).__name__}")
+    if args.n_gpu > 1:
+        logger.warning("one process trains on one GPU; start %d with torchrun", args.n_gpu)
+        args._n_gpu = 1
+    return args
+
+
+def load_model(model: Any, args: GRPOConfig, peft_config: Any) -> Any:
+    """The model given or named, with the adapter that `peft_config` describes."""
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(model, **as_dict(args.model_init_kwargs))
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, peft_config)
+    return model
+
+
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Whether two forwards of the model differ in training."""
+    if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
+        return True
+    # Attention's is often a number in the configuration and no module.
+    config = base_model(model).config.get_text_config().to_dict()
+    names = [name for name in config if "dropout" in name or name.endswith("_pdrop")]
+    return any(isinstance(config[name], float) and config[name] > 0 for name in names)
 
 
 def make_curriculum(

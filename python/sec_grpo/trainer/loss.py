@@ -1,0 +1,112 @@
+"""The policy loss of a pack, through the fused head or through the whole logits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sec_grpo.ops import (
+    LinearPolicyLoss,
+    linear_policy_loss,
+    off_policy_mask,
+    policy_loss,
+    top_entropy_mask,
+)
+from sec_grpo.trainer.config import GRPOConfig
+from sec_grpo.trainer.policy import call_head, completion_hidden_states, lm_head, whole_logprobs
+
+
+class PackLoss(NamedTuple):
+    """What a pack of N tokens adds to the loss."""
+
+    loss: torch.Tensor
+    """scalar; of the packs of an optimizer step the sum is the step's loss"""
+    logprobs: torch.Tensor
+    """(N,) float32, detached"""
+    metrics: dict[str, torch.Tensor]
+    """scalars, detached: means over the tokens, and extremes"""
+
+
+def loss_keywords(args: GRPOConfig, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that `policy_loss` and `linear_policy_loss` have in common."""
+    return {
+        "cu_seqlens": inputs["cu_seqlens"],
+        "old_logprobs": inputs["old_logprobs"],
+        "ref_logprobs": inputs["ref_logprobs"],
+        "loss_type": args.loss_type,
+        "importance_sampling_level": args.importance_sampling_level,
+        "epsilon_low": args.epsilon,
+        "epsilon_high": args.epsilon if args.epsilon_high is None else args.epsilon_high,
+        "delta": args.delta,
+        "beta": args.beta,
+        "kl_bias_correction": args.use_bias_correction_kl,
+        "sapo_temperature_pos": args.sapo_temperature_pos,
+        "sapo_temperature_neg": args.sapo_temperature_neg,
+        "vespo_k_pos": args.vespo_k_pos,
+        "vespo_lambda_pos": args.vespo_lambda_pos,
+        "vespo_k_neg": args.vespo_k_neg,
+        "vespo_lambda_neg": args.vespo_lambda_neg,
+        "num_items_in_batch": inputs["num_items_in_batch"],
+        "num_sequences_in_batch": inputs["num_sequences_in_batch"],
+        "max_completion_length": args.max_completion_length,
+    }
+
+
+def fused_loss(model: nn.Module, args: GRPOConfig, inputs: dict[str, Any]) -> PackLoss:
+    """The loss of a pack; the (tokens, vocabulary) logits never exist whole."""
+    found: list[LinearPolicyLoss] = []
+
+    def through_head(hidden: torch.Tensor) -> torch.Tensor:
+        head = lm_head(model)
+        out = linear_policy_loss(
+            hidden,
+            head.weight,
+            inputs["targets"],
+            inputs["advantages"],
+            bias=head.bias,
+            temperature=args.temperature,
+            logit_scale=head.logit_scale,
+            softcap=head.softcap,
+            off_policy_threshold=args.off_policy_mask_threshold,
+            top_entropy_quantile=args.top_entropy_quantile,
+            **loss_keywords(args, inputs),
+        )
+        found.append(out)
+        return out.loss
+
+    loss = call_head(model, through_head, completion_hidden_states(model, inputs))
+    return PackLoss(loss, found[0].logprobs, found[0].metrics)
+
+
+def whole_logits_loss(model: nn.Module, args: GRPOConfig, inputs: dict[str, Any]) -> PackLoss:
+    """The same through the model's own forward."""
+    logprobs, entropy = whole_logprobs(model, inputs, args.temperature)
+    out = policy_loss(
+        logprobs,
+        inputs["advantages"],
+        policy_mask=_policy_mask(args, inputs, logprobs, entropy),
+        **loss_keywords(args, inputs),
+    )
+    metrics = {**out.metrics, "entropy": entropy.detach().mean()}
+    return PackLoss(out.loss, logprobs.detach(), metrics)
+
+
+def _policy_mask(
+    args: GRPOConfig, inputs: dict[str, Any], logprobs: torch.Tensor, entropy: torch.Tensor
+) -> torch.Tensor | None:
+    """(N,) bool tokens whose policy term counts; None for all."""
+    threshold, old = args.off_policy_mask_threshold, inputs["old_logprobs"]
+    mask = None
+    if threshold is not None and old is not None:
+        offsets = inputs["cu_seqlens"]
+        near = off_policy_mask(
+            logprobs, old, inputs["advantages"], threshold=threshold, cu_seqlens=offsets
+        )
+        # Its size is known here; finding it out on a GPU would synchronise.
+        mask = near.repeat_interleave(offsets.diff(), output_size=logprobs.numel())
+    if args.top_entropy_quantile < 1:
+        varied = top_entropy_mask(entropy, quantile=args.top_entropy_quantile)
+        mask = varied if mask is None else mask & varied
+    return mask
