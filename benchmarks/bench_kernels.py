@@ -4,19 +4,18 @@ Axes: N tokens, D hidden, V vocabulary, G group, B rollouts.
 
 Each benchmark first checks its result, then times it, warm-up outside, the device synchronised
 inside the timed call. `extra_info` holds the shape, what limits it, and the peak memory of one
-call above its inputs: on a GPU from the allocator, on the CPU as the largest sum of live bytes
-over the call's operations. Save a run with `--benchmark-json=FILE`. CPU shapes show the ordering
-of memory and that nothing regresses, not a GPU's speed.
+call above its inputs, from the allocator. Save a run with `--benchmark-json=FILE`. CPU shapes show
+the ordering of memory and that nothing regresses, not a GPU's speed.
 """
 
 from __future__ import annotations
 
 import gc
-import weakref
+import itertools
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 from sec_grpo.ops import group_advantages, linear_policy_loss, policy_loss
 
@@ -34,32 +33,6 @@ HEAD_SHAPES = [
 ]
 
 
-class LiveBytes(TorchDispatchMode):
-    """Peak bytes of the storages made by operations and still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.peak = 0
-
-    def _watch(self, tensor: torch.Tensor, inputs: set[int]) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in inputs or key in self.sizes or storage.nbytes() == 0:
-            return
-        self.sizes[key] = storage.nbytes()
-        weakref.finalize(storage, self.sizes.pop, key, None)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        inputs = {a.untyped_storage()._cdata for a in args if isinstance(a, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self._watch(tensor, inputs)
-        self.peak = max(self.peak, sum(self.sizes.values()))
-        return out
-
-
 def peak_bytes(call, device: str) -> int:
     """Memory one call takes above what was there before."""
     gc.collect()
@@ -70,9 +43,11 @@ def peak_bytes(call, device: str) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with LiveBytes() as record:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
-    return record.peak
+    events = record.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(0, *itertools.accumulate(change for _, change in changes))
 
 
 def measure(benchmark, call, device: str, **extra) -> None:

@@ -11,10 +11,13 @@ input gives the same bits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import custom_op
 
 # With 4 warps ptxas spills 8 bytes around the float64 square root on sm_90.
 BLOCKS = {"BLOCK_I": 32, "BLOCK_J": 32, "BLOCK_K": 16}
@@ -141,10 +144,16 @@ def _group_advantages_kernel(
                 tl.store(arm_count_ptr + k, arm_count, mask=k < num_arms)
 
 
-def group_advantages(
+@custom_op(
+    "sec_grpo::group_advantages",
+    mutates_args=(),
+    schema="(Tensor rewards, Tensor group_ids, SymInt? consecutive, str scale, bool leave_one_out, "
+    "bool unbiased, float eps, Tensor? categories, SymInt num_categories) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _group_advantages(
     rewards: Tensor,
     group_ids: Tensor,
-    *,
     consecutive: int | None,
     scale: str,
     leave_one_out: bool,
@@ -152,21 +161,18 @@ def group_advantages(
     eps: float,
     categories: Tensor | None,
     num_categories: int,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Advantages (B,), dead (B,), and sum of |A| and counts (K,), of float32 `rewards` (B,).
-
-    `consecutive` is G where group_ids is arange(B) // G, else None.
-    """
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_rollouts = rewards.numel()
-    device = rewards.device
-    advantages = torch.empty(num_rollouts, dtype=torch.float32, device=device)
-    dead = torch.empty(num_rollouts, dtype=torch.uint8, device=device)
-    has_arms = categories is not None
-    # Zeros: with no rollouts no program runs.
-    arm_sum = torch.zeros(num_categories, dtype=torch.float32, device=device)
-    arm_count = torch.zeros(num_categories, dtype=torch.int64, device=device)
-    arrived = torch.zeros(1, dtype=torch.int32, device=device)
-    if num_rollouts > 0:
+    advantages = rewards.new_empty(num_rollouts, dtype=torch.float32)
+    dead = rewards.new_empty(num_rollouts, dtype=torch.uint8)
+    arm_sum = rewards.new_empty(num_categories, dtype=torch.float32)
+    arm_count = rewards.new_empty(num_categories, dtype=torch.int64)
+    if num_rollouts == 0:
+        arm_sum.zero_()
+        arm_count.zero_()
+    else:
+        # The only other launch, and only with arms.
+        arrived = advantages if categories is None else rewards.new_zeros(1, dtype=torch.int32)
         _group_advantages_kernel[(triton.cdiv(num_rollouts, BLOCKS["BLOCK_I"]),)](
             rewards.contiguous(),
             group_ids.contiguous(),
@@ -185,10 +191,49 @@ def group_advantages(
             SCALE_BATCH=scale == "batch",
             LEAVE_ONE_OUT=leave_one_out,
             UNBIASED=unbiased,
-            HAS_ARMS=has_arms,
+            HAS_ARMS=categories is not None,
             **BLOCKS,
             num_warps=NUM_WARPS,
         )
-    if not has_arms:
-        return advantages, dead.view(torch.bool), None, None
     return advantages, dead.view(torch.bool), arm_sum, arm_count
+
+
+@_group_advantages.register_fake
+def _(rewards: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    num_rollouts, num_categories = rewards.numel(), arguments[-1]
+    return (
+        rewards.new_empty(num_rollouts, dtype=torch.float32),
+        rewards.new_empty(num_rollouts, dtype=torch.bool),
+        rewards.new_empty(num_categories, dtype=torch.float32),
+        rewards.new_empty(num_categories, dtype=torch.int64),
+    )
+
+
+def group_advantages(
+    rewards: Tensor,
+    group_ids: Tensor,
+    *,
+    consecutive: int | None,
+    scale: str,
+    leave_one_out: bool,
+    unbiased: bool,
+    eps: float,
+    categories: Tensor | None,
+    num_categories: int,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Advantages (B,), dead (B,), and sum of |A| and counts (K,), of float32 `rewards` (B,).
+
+    `consecutive` is G where group_ids is arange(B) // G, else None.
+    """
+    advantages, dead, arm_sum, arm_count = _group_advantages(
+        rewards,
+        group_ids,
+        consecutive,
+        scale,
+        leave_one_out,
+        unbiased,
+        eps,
+        categories,
+        num_categories,
+    )
+    return advantages, dead, *((None, None) if categories is None else (arm_sum, arm_count))

@@ -1,29 +1,28 @@
-"""Log-probability and entropy of a linear head, in row chunks, logits recomputed in the backward.
+"""The linear head in plain torch, in chunks of rows whose logits fit in a buffer.
 
 Axes: N tokens, D hidden, V vocabulary, C rows of a chunk.
 
-At most a few (C, V) buffers in float32 exist at once, never (N, V). Low-precision inputs are
-multiplied with float32 accumulation and no rounding of the logits: on CUDA through
-`torch.mm(..., out_dtype=torch.float32)`, elsewhere by casting slices of the weight.
+At most a few (C, V) buffers in float32 exist at once, never (N, V). The logits of low-precision
+inputs are accumulated and kept in float32. `linear_operator` makes autograd of this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sec_grpo.kernels.reference import accumulation_dtype
+from sec_grpo.kernels.head import Gradients, Head, RowStatistics
+from sec_grpo.kernels.matmul import product
+from sec_grpo.kernels.reference import PolicyInputs, PolicyLossSpec, accumulation_dtype
+from sec_grpo.kernels.rows import SKIP, Chunk, row_chunks
+from sec_grpo.kernels.slopes import token_loss_slopes
 
 # Default size of one (C, V) float32 buffer. CUDA gets more rows because each chunk reads the whole
 # weight: at V = 151936 and D = 2048, 441 rows keep the product compute-bound in bf16.
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 MIN_CHUNK_ROWS = 16
-SLICE_BYTES = 64 << 20
 
 
 def default_chunk_rows(device: torch.device, num_vocab: int, itemsize: int) -> int:
@@ -32,110 +31,64 @@ def default_chunk_rows(device: torch.device, num_vocab: int, itemsize: int) -> i
     return max(MIN_CHUNK_ROWS, chunk_bytes // max(1, num_vocab * itemsize))
 
 
-def _vocab_slices(weight: Tensor) -> Iterator[slice]:
-    rows = max(1, SLICE_BYTES // max(1, 4 * weight.shape[1]))
-    for start in range(0, weight.shape[0], rows):
-        yield slice(start, start + rows)
+def _chunks(
+    hidden: Tensor, weight: Tensor, row_class: Tensor | None, chunk_rows: int | None
+) -> Iterator[Chunk]:
+    if chunk_rows is None:
+        itemsize = accumulation_dtype(hidden).itemsize
+        chunk_rows = default_chunk_rows(hidden.device, weight.shape[0], itemsize)
+    return row_chunks(row_class, hidden.shape[0], chunk_rows)
 
 
-def _has_mixed_mm(tensor: Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
+def _logits(
+    states: Tensor, weight: Tensor, head: Head, need_slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """z (C, V) of states (C, D), and d(capped)/d(uncapped) (C, V) where there is a cap."""
+    z = product(states, weight.T, accumulation_dtype(states))
+    if head.bias is not None:
+        z += head.bias.to(z.dtype)
+    if head.logit_scale != 1:
+        z *= head.logit_scale
+    slope = None
+    if head.softcap is not None:
+        # A banned token (bias -inf) stays banned: the cap alone would lift it to -softcap.
+        banned = z == -torch.inf
+        z.div_(head.softcap).tanh_()
+        slope = 1 - z * z if need_slope else None
+        z.mul_(head.softcap).masked_fill_(banned, -torch.inf)
+    z /= _divisor(head, z.dtype)
+    return z, slope
 
 
-def raw_logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """hidden (C, D) x weight (V, D)^T -> (C, V) in `dtype`."""
-    if hidden.dtype == dtype:
-        return hidden @ weight.T
-    if _has_mixed_mm(hidden):
-        return torch.mm(hidden, weight.T, out_dtype=dtype)
-    logits = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=dtype)
-    wide = hidden.to(dtype)
-    for part in _vocab_slices(weight):
-        logits[:, part] = wide @ weight[part].to(dtype).T
-    return logits
+def _divisor(head: Head, dtype: torch.dtype) -> float | Tensor:
+    if isinstance(head.temperature, Tensor):
+        return head.temperature.to(dtype)[:, None]
+    return head.temperature
 
 
-class Head:
-    """The head's constants, and the map from raw products to logits z of one chunk."""
-
-    def __init__(
-        self,
-        bias: Tensor | None,
-        temperature: float | Tensor,
-        logit_scale: float,
-        softcap: float | None,
-    ) -> None:
-        self.bias = bias
-        self.temperature = temperature
-        self.logit_scale = logit_scale
-        self.softcap = softcap
-
-    def _divisor(self, rows: slice, dtype: torch.dtype) -> float | Tensor:
-        if isinstance(self.temperature, Tensor):
-            return self.temperature[rows].to(dtype)[:, None]
-        return self.temperature
-
-    def logits(self, raw: Tensor, rows: slice, need_slope: bool) -> tuple[Tensor, Tensor | None]:
-        """z (C, V), overwriting `raw`, and d(capped)/d(uncapped) (C, V) where there is a cap."""
-        z = raw
-        if self.bias is not None:
-            z += self.bias.to(z.dtype)
-        if self.logit_scale != 1:
-            z *= self.logit_scale
-        slope = None
-        if self.softcap is not None:
-            # A banned token (bias -inf) stays banned: the cap alone would lift it to -softcap.
-            banned = z == -torch.inf
-            z.div_(self.softcap).tanh_()
-            slope = 1 - z * z if need_slope else None
-            z.mul_(self.softcap).masked_fill_(banned, -torch.inf)
-        z /= self._divisor(rows, z.dtype)
-        return z, slope
-
-    def raw_gradient(self, grad_z: Tensor, slope: Tensor | None, rows: slice) -> Tensor:
-        """d loss/d raw from d loss/d z, in place."""
-        grad_z /= self._divisor(rows, grad_z.dtype)
-        if slope is not None:
-            grad_z *= slope
-        if self.logit_scale != 1:
-            grad_z *= self.logit_scale
-        return grad_z
+def _raw_gradient(grad_z: Tensor, slope: Tensor | None, head: Head) -> Tensor:
+    """d loss/d raw from d loss/d z, in place."""
+    grad_z /= _divisor(head, grad_z.dtype)
+    if slope is not None:
+        grad_z *= slope
+    if head.logit_scale != 1:
+        grad_z *= head.logit_scale
+    return grad_z
 
 
-def _times_weight(grad: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """grad (C, V) x weight (V, D) -> (C, D) in grad's dtype."""
-    if weight.dtype == grad.dtype:
-        return grad @ weight
-    if scale is not None:
-        low = (grad / scale).to(weight.dtype)
-        return torch.mm(low, weight, out_dtype=grad.dtype) * scale
-    if _has_mixed_mm(weight):
-        return torch.mm(grad.to(weight.dtype), weight, out_dtype=grad.dtype)
-    result = grad.new_zeros(grad.shape[0], weight.shape[1])
-    for part in _vocab_slices(weight):
-        result += grad[:, part] @ weight[part].to(grad.dtype)
-    return result
-
-
-def _add_weight_gradient(total: Tensor, grad: Tensor, hidden: Tensor, scale: Tensor | None) -> None:
-    """total (V, D) += grad (C, V)^T x hidden (C, D), accumulated in total's dtype."""
-    if hidden.dtype == grad.dtype:
-        total.addmm_(grad.T, hidden)
-    elif _has_mixed_mm(hidden):
-        low = (grad if scale is None else grad / scale).to(hidden.dtype).T
-        for part in _vocab_slices(total):
-            product = torch.mm(low[part], hidden, out_dtype=grad.dtype)
-            total[part] += product if scale is None else product * scale
+def _add(
+    gradients: Gradients, grad_raw: Tensor, states: Tensor, weight: Tensor, rows: slice | Tensor
+) -> None:
+    """Take in d loss/d raw logits (C, V), in low precision where the library multiplies that."""
+    if not grad_raw.is_cuda or states.dtype == grad_raw.dtype:
+        gradients.add(grad_raw, states, weight, rows)
+    elif states.dtype == torch.float16:
+        # 1 / num_tokens may be below float16's range: the largest gradient becomes 1.
+        scale = grad_raw.abs().amax()
+        scale = scale.where(scale > 0, 1.0)
+        gradients.add((grad_raw / scale).half(), states, weight, rows, scale=scale)
     else:
-        total.addmm_(grad.T, hidden.to(grad.dtype))
-
-
-def _float16_scale(grad: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """The chunk's largest |gradient|, for float16 on CUDA, whose range 1 / num_tokens leaves."""
-    if dtype != torch.float16 or not grad.is_cuda:
-        return None
-    largest = grad.abs().amax()
-    return torch.where(largest > 0, largest, torch.ones_like(largest))
+        gradients.add(grad_raw.to(states.dtype), states, weight, rows)
 
 
 def _log_softmax(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,7 +107,39 @@ def _entropy(logp_all: Tensor) -> Tensor:
     return -(p * logp_all.masked_fill(p == 0, 0.0)).sum(-1)
 
 
-def _logits_gradient(
+def logprob_forward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    head: Head,
+    row_class: Tensor | None,
+    *,
+    need_entropy: bool,
+    chunk_rows: int | None,
+) -> RowStatistics:
+    """Statistics of all rows (N,): the anchor is the maximum, entropy 0 without need_entropy.
+
+    Rows of the class SKIP get 0.
+    """
+    dtype = accumulation_dtype(hidden)
+    logp, entropy, row_max, log_sum = (
+        hidden.new_zeros(hidden.shape[0], dtype=dtype) for _ in range(4)
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        for chunk in _chunks(hidden, weight, row_class, chunk_rows):
+            rows, chosen = chunk.rows, chunk.take(targets)
+            z, _ = _logits(chunk.take(hidden), weight, head.select(chunk), False)
+            row_max[rows], log_sum[rows], logp[rows] = _log_softmax(z, chosen)
+            if need_entropy:
+                z -= log_sum[rows][:, None]
+                entropy[rows] = _entropy(z)
+    if row_class is not None:
+        for values in (logp, entropy):
+            values.masked_fill_(row_class == SKIP, 0.0)
+    return RowStatistics(logp, entropy, row_max, log_sum)
+
+
+def _logprob_gradient(
     logp_all: Tensor,
     targets: Tensor,
     grad_logp: Tensor | None,
@@ -181,164 +166,127 @@ def _logits_gradient(
     return grad_z
 
 
-@dataclass
-class Gradients:
-    """Gradients under accumulation over chunks; None where not needed."""
-
-    hidden: Tensor | None
-    weight: Tensor | None
-    """(V, D) in the accumulation dtype"""
-    bias: Tensor | None
-
-    @classmethod
-    def zeros(
-        cls,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        needed: Sequence[bool],
-        dtype: torch.dtype,
-        hidden_dtype: torch.dtype | None = None,
-    ) -> Gradients:
-        """Zeros of `hidden_dtype`, by default its own, for hidden; of `dtype` for the others."""
-        need_hidden, need_weight, need_bias = needed
-        return cls(
-            torch.zeros_like(hidden, dtype=hidden_dtype) if need_hidden else None,
-            torch.zeros_like(weight, dtype=dtype) if need_weight else None,
-            torch.zeros_like(bias, dtype=dtype) if need_bias and bias is not None else None,
-        )
-
-    def add(self, grad_raw: Tensor, hidden: Tensor, weight: Tensor, rows: slice | Tensor) -> None:
-        """Take in d loss/d raw logits (C, V) of the rows with states `hidden` (C, D)."""
-        scale = _float16_scale(grad_raw, hidden.dtype)
-        if self.bias is not None:
-            self.bias += grad_raw.sum(0)
-        if self.hidden is not None:
-            product = _times_weight(grad_raw, weight, scale)
-            self.hidden[rows] = product.to(self.hidden.dtype)
-        if self.weight is not None:
-            _add_weight_gradient(self.weight, grad_raw, hidden, scale)
-
-    def cast(self, dtypes: Sequence[torch.dtype | None]) -> tuple[Tensor | None, ...]:
-        """(hidden, weight, bias) gradients in the given dtypes."""
-        return tuple(
-            None if gradient is None else gradient.to(dtype)
-            for gradient, dtype in zip(self._all(), dtypes, strict=True)
-        )
-
-    def scaled(
-        self, factor: Tensor, dtypes: Sequence[torch.dtype | None]
-    ) -> tuple[Tensor | None, ...]:
-        """`cast` of the gradients times a scalar, rounded once."""
-        # out=, not a product and a cast: the float32 product would be as large as the weight.
-        return tuple(
-            None
-            if gradient is None
-            else torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
-            for gradient, dtype in zip(self._all(), dtypes, strict=True)
-        )
-
-    def _all(self) -> tuple[Tensor | None, ...]:
-        return self.hidden, self.weight, self.bias
-
-
-class LinearLogprob(torch.autograd.Function):
-    """(hidden, weight, bias) -> (logp (N,), entropy (N,) or None); see `linear_logprob`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        temperature: float | Tensor,
-        logit_scale: float,
-        softcap: float | None,
-        return_entropy: bool,
-        chunk_rows: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        dtype = accumulation_dtype(hidden)
-        num_tokens = hidden.shape[0]
-        head = Head(bias, temperature, logit_scale, softcap)
-        logp, row_max, log_sum = (hidden.new_empty(num_tokens, dtype=dtype) for _ in range(3))
-        entropy = hidden.new_empty(num_tokens, dtype=dtype) if return_entropy else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, num_tokens, chunk_rows):
-                rows = slice(start, start + chunk_rows)
-                z, _ = head.logits(raw_logits(hidden[rows], weight, dtype), rows, False)
-                row_max[rows], log_sum[rows], logp[rows] = _log_softmax(z, targets[rows])
-                if entropy is not None:
-                    z -= log_sum[rows, None]
-                    entropy[rows] = _entropy(z)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            hidden,
-            weight,
-            bias,
-            targets,
-            temperature if isinstance(temperature, Tensor) else None,
-            row_max,
-            log_sum,
-            entropy,
-        )
-        ctx.constants = (temperature, logit_scale, softcap, chunk_rows)
-        if isinstance(temperature, Tensor):
-            ctx.constants = (None, logit_scale, softcap, chunk_rows)
-        return logp, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> Any:
-        hidden, weight, bias, targets, per_token, row_max, log_sum, entropy = ctx.saved_tensors
-        temperature, logit_scale, softcap, chunk_rows = ctx.constants
-        head = Head(bias, temperature if per_token is None else per_token, logit_scale, softcap)
-        dtype = row_max.dtype
-        gradients = Gradients.zeros(hidden, weight, bias, ctx.needs_input_grad[:3], dtype)
-        idle = grad_logp is None and grad_entropy is None
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, 0 if idle else hidden.shape[0], chunk_rows):
-                rows = slice(start, start + chunk_rows)
-                raw = raw_logits(hidden[rows], weight, dtype)
-                logp_all, slope = head.logits(raw, rows, True)
-                logp_all -= row_max[rows, None]
-                logp_all -= log_sum[rows, None]
-                grad_z = _logits_gradient(
-                    logp_all,
-                    targets[rows],
-                    None if grad_logp is None else grad_logp[rows],
-                    None if grad_entropy is None else (grad_entropy[rows], entropy[rows]),
-                )
-                gradients.add(head.raw_gradient(grad_z, slope, rows), hidden[rows], weight, rows)
-        dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return (*gradients.cast(dtypes), *(None,) * 6)
-
-
-def linear_logprob(
+def logprob_backward(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
+    head: Head,
+    row_class: Tensor | None,
+    statistics: RowStatistics,
+    grad_logp: Tensor | None,
+    grad_entropy: Tensor | None,
+    needed: Sequence[bool],
     *,
-    bias: Tensor | None,
-    temperature: float | Tensor,
-    logit_scale: float,
-    softcap: float | None,
-    return_entropy: bool,
     chunk_rows: int | None,
-) -> tuple[Tensor, Tensor | None]:
-    """logp (N,) and entropy (N,) or None, differentiable in hidden (N, D), weight (V, D), bias."""
-    if chunk_rows is None:
-        itemsize = accumulation_dtype(hidden).itemsize
-        chunk_rows = default_chunk_rows(hidden.device, weight.shape[0], itemsize)
-    logp, entropy = LinearLogprob.apply(
-        hidden,
-        weight,
-        bias,
-        targets,
-        temperature,
-        logit_scale,
-        softcap,
-        return_entropy,
-        chunk_rows,
-    )
-    return logp, entropy
+    memory_mode: str,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of hidden, weight and bias where `needed`, the logits made a second time.
+
+    Both memory modes are the same here: off the GPU the weight's dtype is mostly float32 anyway.
+    """
+    del memory_mode
+    gradients = Gradients.zeros(hidden, weight, head.bias, needed, statistics.logp.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for chunk in _chunks(hidden, weight, row_class, chunk_rows):
+            if not chunk.has_gradient:
+                break
+            states, own_head = chunk.take(hidden), head.select(chunk)
+            logp_all, slope = _logits(states, weight, own_head, True)
+            logp_all -= chunk.take(statistics.anchor)[:, None]
+            logp_all -= chunk.take(statistics.log_sum)[:, None]
+            grad_z = _logprob_gradient(
+                logp_all,
+                chunk.take(targets),
+                None if grad_logp is None else chunk.take(grad_logp),
+                None
+                if grad_entropy is None
+                else (chunk.take(grad_entropy), chunk.take(statistics.entropy)),
+            )
+            _add(gradients, _raw_gradient(grad_z, slope, own_head), states, weight, chunk.rows)
+    bias_dtype = None if head.bias is None else head.bias.dtype
+    return gradients.cast((hidden.dtype, weight.dtype, bias_dtype))
+
+
+def _policy_gradient(
+    p: Tensor,
+    z: Tensor,
+    targets: Tensor,
+    sums: Tensor,
+    grad_logp: Tensor,
+    entropy: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """d loss/d logits (C, V), in place of p = exp(z) whose row sums are `sums`.
+
+    `entropy` is (d loss/d entropy, entropy), each (C,); z is overwritten with it.
+    """
+    if entropy is None:
+        p *= (-grad_logp / sums)[:, None]
+    else:
+        grad_entropy, value = entropy
+        # d entropy/d z_j = -p_j (log p_j + entropy), whose limit at p_j = 0 is 0.
+        z.masked_fill_(p == 0, 0.0).add_((value - sums.log())[:, None])
+        z *= grad_entropy[:, None]
+        z += grad_logp[:, None]
+        z /= -sums[:, None]
+        p *= z
+    return p.scatter_add_(1, targets[:, None], grad_logp[:, None])
+
+
+def policy_gradient(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    head: Head,
+    row_class: Tensor | None,
+    inputs: PolicyInputs,
+    spec: PolicyLossSpec,
+    weights: Tensor,
+    entropy_weights: Tensor | None,
+    needed: Sequence[bool],
+    *,
+    chunk_rows: int | None,
+) -> tuple[Tensor, Tensor, Gradients]:
+    """logp (N,), entropy (N,) and the gradients of sum_t weights_t loss_t + e_weights_t entropy_t.
+
+    Three products with the weight instead of four, because the gradient in logp of a token-level
+    loss is known as soon as the logits are. Rows of the class SKIP get 0.
+    """
+    dtype = accumulation_dtype(hidden)
+    logp, entropy = (hidden.new_zeros(hidden.shape[0], dtype=dtype) for _ in range(2))
+    # float16 has no room for a gradient before the loss scale of the backward.
+    kept_dtype = dtype if hidden.dtype == torch.float16 else hidden.dtype
+    gradients = Gradients.zeros(hidden, weight, head.bias, needed, dtype, kept_dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for chunk in _chunks(hidden, weight, row_class, chunk_rows):
+            rows, states, chosen = chunk.rows, chunk.take(hidden), chunk.take(targets)
+            own_head = head.select(chunk)
+            z, slope = _logits(states, weight, own_head, chunk.has_gradient)
+            z -= z.amax(-1, keepdim=True)
+            at_target = z.gather(1, chosen[:, None])[:, 0]
+            p = z.exp()
+            sums = p.sum(-1)
+            # The maximum is 0, so the sum is at least 1 and logp never above 0.
+            logp[rows] = at_target - sums.log()
+            if head.bias is not None:
+                z.masked_fill_(p == 0, 0.0)  # -inf times 0
+            entropy[rows] = sums.log() - torch.linalg.vecdot(p, z) / sums
+            if not chunk.has_gradient:
+                continue
+            grad_logp = weights[rows] * token_loss_slopes(logp[rows], inputs.select(rows), spec)
+            with_entropy = None
+            if entropy_weights is not None:
+                with_entropy = (entropy_weights[rows], entropy[rows])
+            elif not hidden.is_cuda:  # there, finding out would synchronise
+                alive = grad_logp.nonzero()[:, 0]
+                if alive.numel() < grad_logp.numel():
+                    positions = torch.arange(hidden.shape[0])[rows]
+                    rows, states, chosen = positions[alive], states[alive], chosen[alive]
+                    p, sums, grad_logp = p[alive], sums[alive], grad_logp[alive]
+                    slope = None if slope is None else slope[alive]
+                    own_head = own_head.select(Chunk(alive, True))
+            grad_z = _policy_gradient(p, z, chosen, sums, grad_logp, with_entropy)
+            _add(gradients, _raw_gradient(grad_z, slope, own_head), states, weight, rows)
+    if row_class is not None:
+        for values in (logp, entropy):
+            values.masked_fill_(row_class == SKIP, 0.0)
+    return logp, entropy, gradients

@@ -2,33 +2,31 @@
 
 Axes: N tokens (flat), T padded length, B sequences.
 
-One program a sequence, so lengths need not be known on the host and nothing recompiles as they
-change. The gradient is final but for the batch's denominator: the backward is a multiplication.
+A program takes every P-th block of a sequence, so lengths need not be known on the host and nothing
+recompiles as they change; P = 1 where the loss needs sums over a sequence. The gradient is final
+but for the batch's denominator: the backward is a multiplication.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sec_grpo.kernels.reference import (
     MAX_LOG_RATIO,
-    SEQUENCE_MEAN_LOSSES,
     VESPO_MAX_LOG,
     VESPO_MIN_LOG_WEIGHT,
-    Denominators,
+    PolicyInputs,
     PolicyLossSpec,
-    at_least_one,
 )
 
-BLOCK = 1024
+BLOCK = 512
 NUM_WARPS = 4
-# Columns of the per-sequence partial results, padded to a power of two.
+# Programs to spread few long sequences over: some waves on a large GPU.
+PROGRAMS = 512
+# Columns of each program's partial results, padded to a power of two.
 NUM_PARTIALS = tl.constexpr(16)
 _MAX_LOG_RATIO = tl.constexpr(MAX_LOG_RATIO)
 _VESPO_MAX_LOG = tl.constexpr(VESPO_MAX_LOG)
@@ -157,6 +155,8 @@ def _policy_loss_kernel(
     BLOCK: tl.constexpr,
 ):
     sequence = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    num_parts = tl.num_programs(1)
     if PACKED:
         begin = tl.load(cu_seqlens_ptr + sequence).to(tl.int64)
         length = tl.load(cu_seqlens_ptr + sequence + 1).to(tl.int64) - begin
@@ -198,7 +198,7 @@ def _policy_loss_kernel(
     phi_lanes = tl.zeros([BLOCK], tl.float32)
     kl_lanes = tl.zeros([BLOCK], tl.float32)
     slope_lanes = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, length, BLOCK):
+    for start in range(part * BLOCK, length, num_parts * BLOCK):
         t = start + tl.arange(0, BLOCK).to(tl.int64)
         keep = _kept(mask_ptr, begin + t, t < length, HAS_MASK)
         logp = _load_tokens(logprobs_ptr, begin + t, keep)
@@ -277,8 +277,8 @@ def _policy_loss_kernel(
             gradient = tl.load(gradient_ptr + begin + t, mask=keep, other=0.0) + share
             tl.store(gradient_ptr + begin + t, gradient, mask=keep)
 
-    out = partials_ptr + sequence * NUM_PARTIALS
-    tl.store(out + 0, num_kept)
+    out = partials_ptr + (sequence * num_parts + part) * NUM_PARTIALS
+    tl.store(out + 0, tl.where(part == 0, num_kept, 0.0))
     tl.store(out + 1, tl.sum(loss_lanes, 0))
     tl.store(out + 2, tl.sum(low_lanes, 0))
     tl.store(out + 3, tl.sum(high_lanes, 0))
@@ -291,20 +291,18 @@ def _policy_loss_kernel(
     tl.store(out + 9, -tl.min(ratio_min, 0))
 
 
-@triton.jit(do_not_specialize=["num_sequences"])
-def _reduce_partials_kernel(
-    partials_ptr, sums_ptr, num_tokens_ptr, num_sequences, BLOCK: tl.constexpr
-):
+@triton.jit(do_not_specialize=["num_rows"])
+def _reduce_partials_kernel(partials_ptr, sums_ptr, num_tokens_ptr, num_rows, BLOCK: tl.constexpr):
     """sums: loss, mean low, high, region, ratio, kl, cap, phi, max and min ratio; num_tokens."""
     column = tl.arange(0, NUM_PARTIALS)
     total = tl.zeros([NUM_PARTIALS], tl.float64)
     largest = tl.full([NUM_PARTIALS], float("-inf"), tl.float32)
-    for start in range(0, num_sequences, BLOCK):
+    for start in range(0, num_rows, BLOCK):
         row = start + tl.arange(0, BLOCK).to(tl.int64)
         at = row[:, None] * NUM_PARTIALS + column[None, :]
-        inside = (row < num_sequences)[:, None] & (column < 10)[None, :]
+        inside = (row < num_rows)[:, None] & (column < 10)[None, :]
         values = tl.load(partials_ptr + at, mask=inside, other=0.0)
-        # The column of minima holds -inf for a sequence without tokens, which no sum may meet.
+        # The column of minima holds -inf for a program without tokens, which no sum may meet.
         total += tl.sum(tl.where((column < 9)[None, :], values, 0.0).to(tl.float64), 0)
         largest = tl.maximum(largest, tl.max(tl.where(inside, values, float("-inf")), 0))
     zero = tl.zeros([NUM_PARTIALS], tl.float64)
@@ -326,34 +324,42 @@ def _reduce_partials_kernel(
     tl.store(sums_ptr + 9, tl.where(num_tokens > 0, -smallest_negated, 0.0))
 
 
-def _launch(
+def num_parts(num_tokens: int, num_sequences: int, spec: PolicyLossSpec) -> int:
+    """P: programs a sequence, by the mean length, which is all that the host knows."""
+    if spec.importance_sampling_level == "sequence" or spec.loss_type == "vespo":
+        return 1
+    blocks = triton.cdiv(triton.cdiv(num_tokens, num_sequences), BLOCK)
+    return max(1, min(triton.cdiv(PROGRAMS, num_sequences), blocks))
+
+
+def launch(
     logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
     num_sequences: int,
+    parts: int,
     per_token_advantages: bool,
     old_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
     policy_weights: Tensor | None,
     log_is_weights: Tensor | None,
     spec: PolicyLossSpec,
+    *,
+    sequence_mean: bool,
     need_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """sums (10,), num_tokens (), and the gradient (N,) short of the denominator."""
+) -> tuple[Tensor, Tensor | None]:
+    """Partial results of each program, and the gradient (N,) short of the denominator."""
     device = logprobs.device
     logprobs = logprobs.contiguous()
-    sums = torch.zeros(10, dtype=torch.float32, device=device)
-    num_tokens = torch.zeros((), dtype=torch.int64, device=device)
     gradient = None
     if need_gradient:
         gradient = torch.empty(logprobs.shape, dtype=torch.float32, device=device)
-    if num_sequences == 0:
-        return sums, num_tokens, gradient
     if mask is not None:
         mask = (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8)
-    partials = torch.empty((num_sequences, NUM_PARTIALS.value), dtype=torch.float32, device=device)
-    _policy_loss_kernel[(num_sequences,)](
+    shape = (num_sequences * parts, NUM_PARTIALS.value)
+    partials = torch.empty(shape, dtype=torch.float32, device=device)
+    _policy_loss_kernel[(num_sequences, parts)](
         logprobs,
         advantages.contiguous(),
         logprobs if mask is None else mask,
@@ -388,115 +394,39 @@ def _launch(
         CISPO=spec.loss_type == "cispo",
         SAPO=spec.loss_type == "sapo",
         VESPO=spec.loss_type == "vespo",
-        SEQUENCE_MEAN=spec.loss_type in SEQUENCE_MEAN_LOSSES,
+        SEQUENCE_MEAN=sequence_mean,
         NEED_GRADIENT=need_gradient,
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
     )
+    return partials, gradient
+
+
+def reduce_partials(partials: Tensor, sums: Tensor, num_tokens: Tensor) -> None:
+    """Sums (10,), short of the denominator, and the number of tokens, of all partial results."""
     _reduce_partials_kernel[(1,)](
-        partials, sums, num_tokens, num_sequences, BLOCK=64, num_warps=NUM_WARPS
+        partials, sums, num_tokens, partials.shape[0], BLOCK=64, num_warps=NUM_WARPS
     )
-    return sums, num_tokens, gradient
 
 
-def _denominator(
-    spec: PolicyLossSpec, denominators: Denominators, num_tokens: Tensor, num_sequences: int
-) -> float | Tensor:
-    """What the weighted sum of token losses is divided by; a tensor where the host has no count."""
-    if spec.loss_type in (*SEQUENCE_MEAN_LOSSES, "luspo", "dr_grpo"):
-        given = denominators.num_sequences_in_batch
-        sequences = at_least_one(num_sequences if given is None else given)
-        if spec.loss_type != "dr_grpo":
-            return sequences
-        assert denominators.max_completion_length is not None
-        return sequences * denominators.max_completion_length
-    given = denominators.num_items_in_batch
-    return at_least_one(num_tokens if given is None else given)
-
-
-class _PolicyLoss(torch.autograd.Function):
-    """logprobs -> loss; the gradient comes out of the forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logprobs: Tensor,
-        launch: dict[str, Any],
-        denominators: Denominators,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        sums, num_tokens, gradient = _launch(
-            logprobs, need_gradient=ctx.needs_input_grad[0], **launch
-        )
-        denominator = _denominator(
-            launch["spec"], denominators, num_tokens, launch["num_sequences"]
-        )
-        is_tensor = isinstance(denominator, Tensor)
-        ctx.save_for_backward(gradient, denominator if is_tensor else None)
-        ctx.constant = None if is_tensor else denominator
-        ctx.dtype = logprobs.dtype
-        ctx.mark_non_differentiable(sums, num_tokens)
-        return (sums[0] / denominator).reshape(()), sums, num_tokens
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _sums: Tensor, _num_tokens: Tensor) -> Any:
-        gradient, denominator = ctx.saved_tensors
-        if denominator is None:
-            denominator = ctx.constant
-        return (gradient * (grad_loss / denominator)).to(ctx.dtype), None, None
-
-
-def policy_loss(
-    logprobs: Tensor,
-    advantages: Tensor,
-    *,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    num_sequences: int,
-    per_token_advantages: bool,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-    policy_weights: Tensor | None,
-    log_is_weights: Tensor | None,
-    spec: PolicyLossSpec,
-    denominators: Denominators,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss (scalar) and metrics of flat tokens (N,), packed by cu_seqlens or B rows of N / B.
-
-    Covers all that `reference.policy_loss` does but float64.
-    """
-    tensors = (logprobs, advantages, old_logprobs, ref_logprobs)
-    if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        raise TypeError(
-            "logprobs, advantages, old_logprobs and ref_logprobs must not be float64 with "
-            "backend='triton', whose math is float32; cast them, or use backend='torch'"
-        )
-    launch = {
-        "advantages": advantages,
-        "mask": mask,
-        "cu_seqlens": cu_seqlens,
-        "num_sequences": num_sequences,
-        "per_token_advantages": per_token_advantages,
-        "old_logprobs": old_logprobs,
-        "ref_logprobs": ref_logprobs,
-        "policy_weights": policy_weights,
-        "log_is_weights": log_is_weights,
-        "spec": spec,
-    }
-    loss, sums, num_tokens = _PolicyLoss.apply(logprobs, launch, denominators)
-    names = (
-        "clip_ratio/low_mean",
-        "clip_ratio/high_mean",
-        "clip_ratio/region_mean",
-        "ratio/mean",
-        "kl",
-        "clip_ratio/cap_mean",
-        "vespo/phi_mean",
-        "ratio/max",
-        "ratio/min",
+def token_loss_slopes(logprobs: Tensor, inputs: PolicyInputs, spec: PolicyLossSpec) -> Tensor:
+    """d loss_t/d logp_t (N,) of `reference.token_losses`, where that token alone decides it."""
+    _, slopes = launch(
+        logprobs,
+        inputs.advantages,
+        inputs.mask,
+        None,
+        # One sequence as far as the kernel is concerned.
+        1,
+        triton.cdiv(logprobs.numel(), BLOCK),
+        True,
+        inputs.old_logprobs,
+        inputs.ref_logprobs,
+        inputs.policy_weights,
+        None,
+        spec,
+        sequence_mean=False,
+        need_gradient=True,
     )
-    metrics = {name: sums[i + 1] for i, name in enumerate(names)}
-    if spec.loss_type != "vespo":
-        del metrics["vespo/phi_mean"]
-    metrics["num_tokens"] = num_tokens
-    return loss, metrics
+    assert slopes is not None
+    return slopes

@@ -11,6 +11,7 @@ obvious; `linear_chunked` is the one to train with.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -57,6 +58,55 @@ class PolicyLossSpec:
     def negative_cap(self) -> float | None:
         """Upper bound of the ratio where A < 0; `delta` and `dual_clip` are two names of it."""
         return self.delta if self.dual_clip is None else self.dual_clip
+
+
+SPEC_SCHEMA = (
+    "str loss_type, str importance_sampling_level, str kl_type, bool kl_bias_correction, "
+    "float? negative_cap, float[] numbers"
+)
+"""how custom operators take a `PolicyLossSpec`"""
+_NUMBERS = (
+    "epsilon_low",
+    "epsilon_high",
+    "beta",
+    "sapo_temperature_pos",
+    "sapo_temperature_neg",
+    "vespo_k_pos",
+    "vespo_lambda_pos",
+    "vespo_k_neg",
+    "vespo_lambda_neg",
+)
+
+
+def spec_arguments(spec: PolicyLossSpec) -> tuple[str, str, str, bool, float | None, list[float]]:
+    """The arguments of `SPEC_SCHEMA`."""
+    return (
+        spec.loss_type,
+        spec.importance_sampling_level,
+        spec.kl_type,
+        spec.kl_bias_correction,
+        spec.negative_cap,
+        [getattr(spec, name) for name in _NUMBERS],
+    )
+
+
+def spec_of_arguments(
+    loss_type: str,
+    importance_sampling_level: str,
+    kl_type: str,
+    kl_bias_correction: bool,
+    negative_cap: float | None,
+    numbers: Sequence[float],
+) -> PolicyLossSpec:
+    """The spec that `spec_arguments` took apart, its bound under the name `delta`."""
+    return PolicyLossSpec(
+        loss_type=loss_type,
+        importance_sampling_level=importance_sampling_level,
+        kl_type=kl_type,
+        kl_bias_correction=kl_bias_correction,
+        delta=negative_cap,
+        **dict(zip(_NUMBERS, numbers, strict=True)),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A process of its own, because the kernels must be decorated without TRITON_INTER
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -17,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sec_grpo.kernels import group_advantages, policy_loss
+from sec_grpo.kernels import group_advantages, policy_loss, row_exp
 
 ADVANTAGE_TYPES = {
     "rewards_ptr": "*fp32",
@@ -62,6 +63,11 @@ NUM_WARPS = {
     group_advantages._group_advantages_kernel: group_advantages.NUM_WARPS,
     policy_loss._policy_loss_kernel: policy_loss.NUM_WARPS,
     policy_loss._reduce_partials_kernel: policy_loss.NUM_WARPS,
+    row_exp._target_logit_kernel: row_exp.TARGET_WARPS,
+    row_exp._exp_kernel: row_exp.NUM_WARPS,
+    row_exp._combine_kernel: row_exp.COMBINE_WARPS,
+    row_exp._finish_kernel: row_exp.NUM_WARPS,
+    row_exp._gradient_kernel: row_exp.NUM_WARPS,
 }
 LOSS_FLAGS = {
     "PACKED": True,
@@ -130,9 +136,55 @@ def cases():
         "partials_ptr": "*fp32",
         "sums_ptr": "*fp32",
         "num_tokens_ptr": "*i64",
-        "num_sequences": "i32",
+        "num_rows": "i32",
     }
     yield "reduce_partials", policy_loss._reduce_partials_kernel, types, {"BLOCK": 64}
+
+
+def row_cases():
+    """The row kernels of the head, plain in bfloat16 and with everything in float16."""
+    statistics = ("logp_ptr", "entropy_ptr", "anchor_ptr", "log_sum_ptr")
+    pointers = ("target_logits_ptr", "anchors_ptr", "sums_ptr", "moments_ptr", "rest_ptr")
+    others = ("raw_ptr", "grad_logp_ptr", "grad_entropy_ptr", "scale_ptr", "row_scale_ptr")
+    common = {
+        **dict.fromkeys((*statistics, *pointers, *others), "*fp32"),
+        "targets_ptr": "*i64",
+        "temperatures_ptr": "*fp32",
+        **dict.fromkeys(("temperature", "logit_scale", "softcap"), "fp32"),
+    }
+    integers = (
+        "states_stride",
+        "weight_stride",
+        "raw_stride",
+        "exp_stride",
+        "out_stride",
+        "num_hidden",
+        "num_blocks",
+        "num_rows",
+        "first_column",
+        "num_columns",
+    )
+    common.update(dict.fromkeys(integers, "i32"))
+    block = row_exp.BLOCK
+    for name, dtype, everything in (("plain", "bf16", False), ("everything", "fp16", True)):
+        low = ("states_ptr", "weight_ptr", "bias_ptr", "exp_ptr", "out_ptr")
+        types = {**common, **dict.fromkeys(low, f"*{dtype}")}
+        flags = {"HAS_BIAS": everything, "CAP": everything, "PER_ROW": everything}
+        no_bias = {"CAP": everything, "PER_ROW": everything}
+        blocks = {"BLOCKS": 64, "BLOCK": block, "HAS_ENTROPY": everything}
+        storing = {"STORE": True, "STORE_SLOPE": everything, "LIMIT": 20.0, "BLOCK": block}
+        for kernel, constexprs in (
+            (row_exp._target_logit_kernel, {**flags, "BLOCK_D": 2048}),
+            (row_exp._exp_kernel, {**flags, **storing}),
+            (row_exp._combine_kernel, {"ROWS": 16, "BLOCKS": 64}),
+            (row_exp._finish_kernel, {**no_bias, **blocks}),
+            (
+                row_exp._gradient_kernel,
+                {**flags, "HAS_ENTROPY": everything, "HAS_SCALE": everything, "BLOCK": block},
+            ),
+        ):
+            used = {n: types[n] for n in kernel.arg_names if n not in constexprs}
+            yield f"{kernel.__name__}: {name}", kernel, used, constexprs
 
 
 def nvidia_resources(cubin: bytes) -> dict[str, int]:
@@ -178,7 +230,8 @@ def main(backend: str, arch: str) -> None:
         target = GPUTarget("cuda", int(arch), 32)
     else:
         target = GPUTarget("hip", arch, 64)
-    print(json.dumps({name: compile_case(*rest, target) for name, *rest in cases()}))
+    every = itertools.chain(cases(), row_cases())
+    print(json.dumps({name: compile_case(*rest, target) for name, *rest in every}))
 
 
 if __name__ == "__main__":

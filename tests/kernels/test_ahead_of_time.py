@@ -27,7 +27,7 @@ def test_kernels_compile_without_spills(target, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     resources = json.loads(done.stdout)
-    assert len(resources) == 11
+    assert len(resources) == 21
     for name, used in resources.items():
         assert used["spills"] == 0, (name, used)
         assert used["shared"] <= SHARED_LIMIT, (name, used)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sec_grpo.kernels import linear_chunked, reference
+from sec_grpo.kernels.head import Head
 from sec_grpo.ops import linear_logprob
 
 HEADS = [
@@ -22,8 +23,14 @@ HEADS = [
 ]
 
 
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+
+
 class Recorder(TorchDispatchMode):
-    """The largest output of any operation, and the number of matrix products."""
+    """The largest output of any operation, and the number of matrix products.
+
+    It does not look into custom operators.
+    """
 
     def __init__(self):
         super().__init__()
@@ -32,7 +39,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_)
+        self.products += func.overloadpacket in PRODUCTS
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, torch.Tensor):
                 self.largest = max(self.largest, tensor.numel())
@@ -166,14 +173,26 @@ def test_every_subset_of_gradients(needs):
 def test_only_needed_products_run_and_no_buffer_has_all_logits(needs, products):
     num_tokens, num_hidden, num_vocab, chunk = 128, 8, 1000, 32
     hidden, weight, _, targets = make(num_tokens, num_hidden, num_vocab, torch.float32)
-    hidden.requires_grad_(needs[0])
-    weight.requires_grad_(needs[1])
-    with Recorder() as record:
-        logp, entropy = linear_logprob(
-            hidden, weight, targets, return_entropy=True, chunk_size=chunk
+    head = Head(None, 1.0, 1.0, None)
+    with Recorder() as record, torch.no_grad():
+        found = linear_chunked.logprob_forward(
+            hidden, weight, targets, head, None, need_entropy=True, chunk_rows=chunk
         )
         if any(needs):
-            (logp.sum() + entropy.sum()).backward()
+            ones = torch.ones(num_tokens)
+            linear_chunked.logprob_backward(
+                hidden,
+                weight,
+                targets,
+                head,
+                None,
+                found,
+                ones,
+                ones,
+                (*needs, False),
+                chunk_rows=chunk,
+                memory_mode="auto",
+            )
     assert record.products == products
     assert record.largest == chunk * num_vocab
     with Recorder() as record:
@@ -285,8 +304,13 @@ def test_three_dimensions_and_no_tokens():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"backend": "triton"}, ValueError, "linear_logprob has no Triton kernel; use backend="),
-        ({"backend": "fast"}, ValueError, "backend must be 'auto' or 'torch', got 'fast'"),
+        ({"backend": "triton"}, TypeError, "hidden must not be float64 with backend='triton'"),
+        (
+            {"backend": "fast"},
+            ValueError,
+            "backend must be 'auto', 'triton' or 'torch'",
+        ),
+        ({"memory_mode": "fast"}, ValueError, "memory_mode must be one of auto, low, got 'fast'"),
         ({"temperature": 0.0}, ValueError, "temperature must be finite, greater than 0, got 0.0"),
         ({"temperature": torch.ones(3)}, ValueError, r"temperature must have shape \(6,\)"),
         ({"temperature": torch.zeros(6)}, ValueError, "temperature must be above 0"),

@@ -352,7 +352,7 @@ def test_all_masked_is_zero_with_zero_gradients(loss_type, entropy_coef):
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"backend": "triton"}, ValueError, "linear_policy_loss has no Triton kernel"),
+        ({"backend": "triton"}, TypeError, "hidden must not be float64 with backend='triton'"),
         ({"cu_seqlens": None}, ValueError, r"must come with packed targets of shape \(11,\)"),
         ({"hidden": torch.zeros(10, 5)}, ValueError, r"hidden must have shape \(11, 5\)"),
         ({"entropy_coef": -0.1}, ValueError, "entropy_coef must be finite, at least 0, got -0.1"),

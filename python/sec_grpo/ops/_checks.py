@@ -36,12 +36,16 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
     raise ValueError(f"backend must be 'auto', 'triton' or 'torch', got {backend!r}")
 
 
-def resolve_torch_only(backend: str, function: str) -> None:
-    """Refuse every backend but torch, the only one `function` has."""
+def resolve_head_backend(backend: str, hidden: Tensor) -> str:
+    """`triton` or `torch` for the head; float64, which Triton's kernels lack, is torch's."""
+    if hidden.dtype != torch.float64:
+        return resolve_backend(backend, hidden)
     if backend == "triton":
-        raise ValueError(f"{function} has no Triton kernel; use backend='auto' or 'torch'")
-    if backend not in ("auto", "torch"):
-        raise ValueError(f"backend must be 'auto' or 'torch', got {backend!r}")
+        raise TypeError(
+            "hidden must not be float64 with backend='triton', whose math is float32; cast it, or "
+            "use backend='torch'"
+        )
+    return resolve_backend("torch" if backend == "auto" else backend, hidden)
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -100,8 +104,9 @@ def check_count(name: str, value: float | Tensor | None, device: torch.device) -
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether reading the tensor's values costs no synchronisation."""
-    return tensor.device.type == "cpu"
+    """Whether the tensor's values can be read: without a synchronisation, nor under torch.compile,
+    whose graph would break there."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_targets(targets: Tensor, num_vocab: int) -> None:

@@ -257,9 +257,9 @@ def dispatch_policy_loss(
         inputs = tensors.inputs(layout, logprobs.device)
         return reference.policy_loss(logprobs.reshape(-1), inputs, spec, denominators)
 
-    from sec_grpo.kernels import policy_loss as triton_kernel
+    from sec_grpo.kernels import policy_operator
 
-    return triton_kernel.policy_loss(
+    return policy_operator.policy_loss(
         logprobs.reshape(-1),
         tensors.advantages,
         mask=layout.flat(layout.mask),

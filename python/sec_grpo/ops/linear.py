@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sec_grpo.kernels import linear_chunked
+from sec_grpo.kernels import linear_operator
+from sec_grpo.kernels.head import Head
 from sec_grpo.ops import _checks
 
 
@@ -23,13 +24,19 @@ class LinearLogprob(NamedTuple):
     """In the shape of targets, in nats; same dtype."""
 
 
-def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+def autocast(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors as F.linear would take them under torch.autocast: float64 stays."""
-    device_type = next(t.device.type for t in tensors if t is not None)
+    device_type = hidden.device.type
     if not torch.is_autocast_enabled(device_type):
-        return list(tensors)
+        return hidden, weight, bias
     dtype = torch.get_autocast_dtype(device_type)
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    return cast(hidden), cast(weight), None if bias is None else cast(bias)
 
 
 def check_head(
@@ -96,7 +103,8 @@ def linear_logprob(
     softcap: float | None = None,
     return_entropy: bool = False,
     chunk_size: int | None = None,
-    backend: Literal["auto", "torch"] = "auto",
+    memory_mode: Literal["auto", "low"] = "auto",
+    backend: Literal["auto", "triton", "torch"] = "auto",
 ) -> Tensor | LinearLogprob:
     """Log-probability of each target under a linear head, without the (N, V) logits in memory.
 
@@ -104,10 +112,10 @@ def linear_logprob(
     (Gemma 2, arXiv 2408.00118); ``z = z / temperature``; then ``logp = z[target] - logsumexp(z)``
     and ``entropy = -sum_v p_v log p_v``, both in nats.
 
-    Rows go through in chunks, and the backward recomputes their logits: about 3 (C, V) buffers of
-    float32 for C rows, and a float32 (V, D) gradient where the weight is trained. The logits of
-    bfloat16 and float16 inputs are accumulated and kept in float32, as is the weight's gradient
-    over all chunks, rounded to the weight's dtype once.
+    Rows go through in chunks, and the backward recomputes their logits. The logits of bfloat16 and
+    float16 inputs are accumulated and kept in float32, as is the weight's gradient over all chunks,
+    rounded to the weight's dtype once. The operation is opaque to torch.compile, without a break
+    in its graph.
 
     Args:
         hidden: (N, D) or (B, T, D), float; differentiable.
@@ -119,9 +127,14 @@ def linear_logprob(
             it gets no gradient).
         logit_scale, softcap: above 0.
         return_entropy: also return the entropy, differentiable.
-        chunk_size: rows in a chunk; the result depends on it only by rounding. None takes as many
-            rows as 64 MiB (CPU) or 256 MiB (GPU) of logits hold, at least 16.
-        backend: "torch" or "auto", the same for now: there is no Triton kernel.
+        chunk_size: rows in a chunk; the result depends on it only by rounding. None takes what fits
+            the default buffers: with torch 64 MiB (CPU) or 256 MiB (GPU) of float32 logits, of
+            which about three are alive at once; with triton 832 MiB of exponentials or gradients in
+            the inputs' dtype.
+        memory_mode: "low" makes the backward on a GPU go through slices of the vocabulary: 128 MiB
+            buffers, and no float32 (V, D) gradient, for some more time.
+        backend: "triton" (GPU; no float64), "torch", or "auto": triton on a GPU, but torch for
+            float64. The same call twice gives the same bits.
 
     Returns:
         logprobs in the shape of targets (float32, or float64 for float64 hidden); with
@@ -131,27 +144,23 @@ def linear_logprob(
         TypeError, ValueError: wrong dtype, shape, device or range, naming the argument. Values of
             targets and temperature are looked at on the CPU only.
     """
-    _checks.resolve_torch_only(backend, "linear_logprob")
-    _checks.check_tensor("hidden", hidden)
+    _checks.check_dtype("hidden", hidden, _checks.FLOAT_DTYPES)
+    chosen = _checks.resolve_head_backend(backend, hidden)
+    _checks.check_choice("memory_mode", memory_mode, ("auto", "low"))
     _checks.check_tensor("weight", weight)
-    cast_hidden, cast_weight, cast_bias = autocast(hidden, weight, bias)
-    assert cast_hidden is not None
-    assert cast_weight is not None
-    check_head(
-        cast_hidden, cast_weight, targets, cast_bias, temperature, logit_scale, softcap, chunk_size
-    )
-    logp, entropy = linear_chunked.linear_logprob(
-        cast_hidden.reshape(-1, hidden.shape[-1]),
-        cast_weight,
+    hidden, weight, bias = autocast(hidden, weight, bias)
+    check_head(hidden, weight, targets, bias, temperature, logit_scale, softcap, chunk_size)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.reshape(-1)
+    logp, entropy = linear_operator.linear_logprob(
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight,
         targets.reshape(-1),
-        bias=cast_bias,
-        temperature=temperature.reshape(-1) if isinstance(temperature, Tensor) else temperature,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        return_entropy=return_entropy,
+        Head(bias, temperature, logit_scale, softcap),
+        need_entropy=return_entropy,
         chunk_rows=chunk_size,
+        backend=chosen,
+        memory_mode=memory_mode,
     )
-    if not return_entropy:
-        return logp.reshape(targets.shape)
-    assert entropy is not None
-    return LinearLogprob(logp.reshape(targets.shape), entropy.reshape(targets.shape))
+    logp = logp.reshape(targets.shape)
+    return LinearLogprob(logp, entropy.reshape(targets.shape)) if return_entropy else logp

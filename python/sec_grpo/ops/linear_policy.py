@@ -11,9 +11,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sec_grpo.kernels import linear_policy_loss as single_pass
-from sec_grpo.kernels import reference
+from sec_grpo.kernels import linear_operator, reference
+from sec_grpo.kernels.head import Head
 from sec_grpo.kernels.reference import Denominators, PolicyLossSpec
+from sec_grpo.kernels.rows import FORWARD, GRADIENT, SKIP
+from sec_grpo.kernels.slopes import depends_on_own_token_only
 from sec_grpo.ops import _checks
 from sec_grpo.ops._loss import (
     ImportanceSamplingLevel,
@@ -25,13 +27,7 @@ from sec_grpo.ops._loss import (
     dispatch_policy_loss,
 )
 from sec_grpo.ops.correction import near_sampler, top_entropy_mask
-from sec_grpo.ops.linear import (
-    LinearLogprob,
-    autocast,
-    check_head,
-    check_temperature,
-    linear_logprob,
-)
+from sec_grpo.ops.linear import autocast, check_head
 
 MemoryMode = Literal["auto", "fast", "low"]
 
@@ -47,53 +43,6 @@ class LinearPolicyLoss(NamedTuple):
     """In the shape of targets, detached, in nats; 0 where masked."""
     metrics: dict[str, Tensor]
     """Those of `policy_loss`, and "entropy"."""
-
-
-class _Kept:
-    """The unmasked tokens of a layout, packed: what the head has to be applied to."""
-
-    def __init__(self, layout: _checks.Layout, device: torch.device) -> None:
-        offsets = layout.offsets(device)
-        self.rows: Tensor | None = None
-        if layout.mask is not None:
-            mask = layout.flat_mask(device)
-            before = torch.cat([offsets.new_zeros(1), mask.cumsum(0)])
-            offsets = before[offsets]
-            self.rows = mask.nonzero()[:, 0]
-        num_tokens = layout.num_tokens if self.rows is None else self.rows.numel()
-        self.source = layout
-        self.layout = _checks.Layout((num_tokens,), layout.num_sequences, offsets, None)
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        """(N,) kept tokens of a tensor in the source layout; a trailing D stays."""
-        extra = tensor.shape[len(self.source.shape) :]
-        flat = tensor.reshape(-1, *extra)
-        return flat if self.rows is None else flat.index_select(0, self.rows)
-
-    def pack_all(self, tensors: LossTensors) -> LossTensors:
-        """The tensors per token packed, those per sequence as they are."""
-        if self.rows is None:
-            return tensors
-        rows = self.rows
-
-        def packed(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.index_select(0, rows)
-
-        advantages = tensors.advantages
-        return dataclasses.replace(
-            tensors,
-            advantages=advantages[rows] if tensors.per_token_advantages else advantages,
-            old_logprobs=packed(tensors.old_logprobs),
-            ref_logprobs=packed(tensors.ref_logprobs),
-            policy_weights=packed(tensors.policy_weights),
-        )
-
-    def unpack(self, tensor: Tensor) -> Tensor:
-        """Back to the source layout, 0 where masked."""
-        if self.rows is None:
-            return tensor.reshape(self.source.shape)
-        full = tensor.new_zeros(self.source.num_tokens)
-        return full.index_copy(0, self.rows, tensor).reshape(self.source.shape)
 
 
 def linear_policy_loss(
@@ -137,7 +86,7 @@ def linear_policy_loss(
     max_completion_length: float | None = None,
     skip_dead: bool = False,
     memory_mode: MemoryMode = "auto",
-    backend: Literal["auto", "torch"] = "auto",
+    backend: Literal["auto", "triton", "torch"] = "auto",
 ) -> LinearPolicyLoss:
     """`policy_loss` of `linear_logprob`, without the (N, V) logits in memory.
 
@@ -148,17 +97,19 @@ def linear_policy_loss(
     top_entropy_quantile `top_entropy_mask` to the entropies, to the bonus as well as to the policy
     term; both on top of policy_mask.
 
-    Masked tokens cost no head product: only unmasked rows go through it. On a GPU, finding how
-    many there are is the one host synchronisation, and there is none without a mask (packed
-    completions) and without skip_dead. On the CPU, tokens without a gradient (advantage 0 or
-    clipped) cost one product, not three.
+    Masked tokens cost no product with the weight, and with mask or skip_dead neither do the
+    gradients of tokens that have none (advantage or policy_mask 0, beta and entropy_coef 0). On a
+    GPU the host then waits for the count of such rows, after it has queued the first chunk, so that
+    the GPU does not wait; without a mask (packed completions) and without skip_dead it never waits.
+    On the CPU clipped tokens cost one product, too, not three.
 
     In memory_mode "fast" the gradients are made in the forward, from the logits that are there
     anyway: three products with the weight, and until the backward a float32 (V, D) and an (N, D)
-    gradient are held. "low" makes the logits a second time in the backward: four products. "auto"
-    is fast where d loss/d logp of a token follows from that token alone, which sequence-level
-    ratios, vespo, off_policy_threshold and top_entropy_quantile do not allow, and low there. Both
-    differ by rounding only.
+    gradient are held. "low" makes the logits a second time in the backward, and on a GPU goes
+    through the vocabulary in slices there, so that no float32 copy of the weight's gradient is
+    needed: four products. "auto" is fast where d loss/d logp of a token follows from that token
+    alone, which sequence-level ratios, vespo, off_policy_threshold and top_entropy_quantile do not
+    allow. All differ by rounding only.
 
     Args:
         hidden: (N, D) with cu_seqlens, or (B, T, D); the state that predicts each target.
@@ -175,8 +126,7 @@ def linear_policy_loss(
         memory_mode: see above; "fast" refuses what it cannot do.
         advantages, mask, cu_seqlens, old_logprobs, ref_logprobs, is_weights, policy_mask and the
             loss keywords: as in `policy_loss`, with targets' shape where it says logprobs'.
-        backend: "torch" or "auto", the same for now for the head; with "auto" on a GPU the loss
-            over its log-probabilities is the Triton kernel.
+        backend: as in `linear_logprob`.
 
     Returns:
         LinearPolicyLoss(loss, logprobs, entropy, metrics).
@@ -184,8 +134,8 @@ def linear_policy_loss(
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or range, naming the argument.
     """
-    _checks.resolve_torch_only(backend, "linear_policy_loss")
     _checks.check_dtype("hidden", hidden, _checks.FLOAT_DTYPES)
+    chosen = _checks.resolve_head_backend(backend, hidden)
     _checks.check_dtype("targets", targets, (torch.int64,))
     device = hidden.device
     layout = _checks.check_layout("targets", tuple(targets.shape), device, mask, cu_seqlens)
@@ -223,70 +173,50 @@ def linear_policy_loss(
     )
     _check_filters(sampling_logprobs, off_policy_threshold, top_entropy_quantile, layout, device)
     _checks.check_number("entropy_coef", entropy_coef, 0)
-    if isinstance(temperature, Tensor):
-        check_temperature(temperature, targets)
+    _checks.check_tensor("weight", weight)
+    hidden, weight, bias = autocast(hidden, weight, bias)
+    check_head(hidden, weight, targets, bias, temperature, logit_scale, softcap, chunk_size)
 
     filtered = off_policy_threshold is not None or top_entropy_quantile < 1
     fast = _is_fast(memory_mode, spec, filtered)
-    if skip_dead and beta == 0 and entropy_coef == 0:
-        if denominators.num_items_in_batch is None:
-            num_items = layout.flat_mask(device).sum()
-            denominators = dataclasses.replace(denominators, num_items_in_batch=num_items)
-        layout = _without_dead(layout, tensors, device)
-    kept = _Kept(layout, device)
-    loss = _Loss(kept, kept.pack_all(tensors), spec, denominators, entropy_coef, backend)
-    packed_temperature = temperature
+    row_class = None
+    if mask is not None or skip_dead:
+        dead = None
+        if beta == 0 and entropy_coef == 0:
+            dead = _without_gradient(layout, tensors, spec, device)
+            if skip_dead:
+                if denominators.num_items_in_batch is None:
+                    num_items = layout.flat_mask(device).sum()
+                    denominators = dataclasses.replace(denominators, num_items_in_batch=num_items)
+                layout = _without_dead(layout, tensors, device)
+        row_class = _row_class(layout, dead, device)
+    loss = _Loss(layout, tensors, spec, denominators, entropy_coef, chosen)
     if isinstance(temperature, Tensor):
-        packed_temperature = kept.pack(temperature)
-    head = _Head(weight, bias, packed_temperature, logit_scale, softcap, chunk_size)
-    packed_hidden, packed_targets = kept.pack(hidden), kept.pack(targets)
+        temperature = temperature.reshape(-1)
+    head = Head(bias, temperature, logit_scale, softcap)
+    rows = (hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), head, row_class)
     needs_gradient = any(t is not None and t.requires_grad for t in (hidden, weight, bias))
     if fast and needs_gradient and torch.is_grad_enabled():
-        return loss.fast(packed_hidden, packed_targets, head)
-    logprobs, entropy = head.logprobs(packed_hidden, packed_targets)
-    keep = None
+        return loss.fast(rows, chunk_size)
+    logprobs, entropy = linear_operator.linear_logprob(
+        *rows, need_entropy=True, chunk_rows=chunk_size, backend=chosen, memory_mode=memory_mode
+    )
+    keep = varied = None
     if off_policy_threshold is not None:
         sampling = old_logprobs if sampling_logprobs is None else sampling_logprobs
         if sampling is not None:
-            keep = loss.near_sampler(logprobs, kept.pack(sampling), off_policy_threshold)
-    varied = None
+            keep = loss.near_sampler(logprobs, sampling.reshape(-1), off_policy_threshold)
     if top_entropy_quantile < 1:
-        varied = top_entropy_mask(entropy, quantile=top_entropy_quantile)
+        kept = layout.flat_mask(device)
+        varied = top_entropy_mask(entropy, quantile=top_entropy_quantile, mask=kept)
     return loss.reduce(logprobs, entropy, keep, varied)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Head:
-    """The head and its constants, for packed tokens."""
-
-    weight: Tensor
-    bias: Tensor | None
-    temperature: float | Tensor
-    logit_scale: float
-    softcap: float | None
-    chunk_size: int | None
-
-    def logprobs(self, hidden: Tensor, targets: Tensor) -> LinearLogprob:
-        result = linear_logprob(
-            hidden,
-            self.weight,
-            targets,
-            bias=self.bias,
-            temperature=self.temperature,
-            logit_scale=self.logit_scale,
-            softcap=self.softcap,
-            return_entropy=True,
-            chunk_size=self.chunk_size,
-        )
-        assert isinstance(result, LinearLogprob)
-        return result
-
-
-@dataclasses.dataclass(frozen=True)
 class _Loss:
-    """The loss over packed tokens, apart from where their log-probabilities come from."""
+    """The loss of flat tokens (N,), apart from where their log-probabilities come from."""
 
-    kept: _Kept
+    layout: _checks.Layout
     tensors: LossTensors
     spec: PolicyLossSpec
     denominators: Denominators
@@ -295,7 +225,7 @@ class _Loss:
 
     def weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """(N,)"""
-        layout = self.kept.layout
+        layout = self.layout
         return reference.token_weights(
             self.spec,
             self.denominators,
@@ -307,10 +237,9 @@ class _Loss:
 
     def near_sampler(self, logprobs: Tensor, sampling: Tensor, threshold: float) -> Tensor:
         """(N,) tokens of sequences near the sampler, or with an advantage of at least 0."""
-        layout = self.kept.layout
-        near = near_sampler(logprobs, sampling, layout, threshold)
-        near = near[layout.seq_index(logprobs.device)]
-        return (self.tensors.spread_advantages(layout) >= 0) | near
+        near = near_sampler(logprobs, sampling, self.layout, threshold)
+        near = near[self.layout.seq_index(logprobs.device)]
+        return (self.tensors.spread_advantages(self.layout) >= 0) | near
 
     def reduce(
         self, logprobs: Tensor, entropy: Tensor, keep: Tensor | None, varied: Tensor | None
@@ -320,47 +249,32 @@ class _Loss:
         for subset in (keep, varied):
             tensors = tensors if subset is None else tensors.keeping(subset)
         loss, metrics = dispatch_policy_loss(
-            logprobs, self.kept.layout, tensors, self.spec, self.denominators, self.backend
+            logprobs, self.layout, tensors, self.spec, self.denominators, self.backend
         )
         if self.entropy_coef != 0:
             weights = self.weights(entropy.device, entropy.dtype)
             weights = weights if varied is None else torch.where(varied, weights, 0.0)
             loss = loss - self.entropy_coef * (weights * entropy).sum()
-        metrics["entropy"] = entropy.detach().sum() / max(entropy.numel(), 1)
-        unpack = self.kept.unpack
-        return LinearPolicyLoss(loss, unpack(logprobs.detach()), unpack(entropy.detach()), metrics)
-
-    def fast(self, hidden: Tensor, targets: Tensor, head: _Head) -> LinearPolicyLoss:
-        """The loss with its gradient made in the forward."""
-        _checks.check_tensor("weight", head.weight)
-        cast_hidden, weight, bias = autocast(hidden, head.weight, head.bias)
-        assert cast_hidden is not None
-        assert weight is not None
-        hidden = cast_hidden
-        check_head(
-            hidden,
-            weight,
-            targets,
-            bias,
-            head.temperature,
-            head.logit_scale,
-            head.softcap,
-            head.chunk_size,
+        metrics["entropy"] = entropy.detach().sum() / metrics["num_tokens"].clamp(min=1)
+        shape = self.layout.shape
+        return LinearPolicyLoss(
+            loss, logprobs.detach().reshape(shape), entropy.detach().reshape(shape), metrics
         )
+
+    def fast(
+        self, rows: tuple[Tensor, Tensor, Tensor, Head, Tensor | None], chunk_size: int | None
+    ) -> LinearPolicyLoss:
+        """The loss with its gradient made in the forward."""
+        hidden = rows[0]
         weights = self.weights(hidden.device, reference.accumulation_dtype(hidden))
-        logprobs, entropy, carrier = single_pass.linear_policy_gradient(
-            hidden,
-            weight,
-            targets,
-            bias=bias,
-            temperature=head.temperature,
-            logit_scale=head.logit_scale,
-            softcap=head.softcap,
-            inputs=self.tensors.inputs(self.kept.layout, hidden.device),
-            spec=self.spec,
-            weights=weights,
-            entropy_weights=-self.entropy_coef * weights if self.entropy_coef != 0 else None,
-            chunk_rows=head.chunk_size,
+        logprobs, entropy, carrier = linear_operator.linear_policy_gradient(
+            *rows,
+            self.tensors.inputs(self.layout, hidden.device),
+            self.spec,
+            weights,
+            -self.entropy_coef * weights if self.entropy_coef != 0 else None,
+            chunk_rows=chunk_size,
+            backend=self.backend,
         )
         result = self.reduce(logprobs, entropy, None, None)
         return result._replace(loss=result.loss + carrier)
@@ -368,7 +282,7 @@ class _Loss:
 
 def _is_fast(memory_mode: str, spec: PolicyLossSpec, filtered: bool) -> bool:
     _checks.check_choice("memory_mode", memory_mode, ("auto", "fast", "low"))
-    possible = single_pass.depends_on_own_token_only(spec) and not filtered
+    possible = depends_on_own_token_only(spec) and not filtered
     if memory_mode == "fast" and not possible:
         raise ValueError(
             "memory_mode must be 'auto' or 'low' with importance_sampling_level='sequence', "
@@ -376,6 +290,29 @@ def _is_fast(memory_mode: str, spec: PolicyLossSpec, filtered: bool) -> bool:
             "token depends on other tokens, got 'fast'"
         )
     return possible and memory_mode != "low"
+
+
+def _without_gradient(
+    layout: _checks.Layout, tensors: LossTensors, spec: PolicyLossSpec, device: torch.device
+) -> Tensor:
+    """(N,) tokens whose log-probability has no gradient, without a KL term and entropy bonus."""
+    idle = tensors.spread_advantages(layout) == 0
+    if tensors.policy_weights is not None:
+        idle = idle | (tensors.policy_weights == 0)
+    if spec.importance_sampling_level == "token":
+        return idle
+    # The ratio of a sequence is in the loss of all its tokens.
+    seq_index = layout.seq_index(device)
+    matters = layout.flat_mask(device) & ~idle
+    return reference.segment_sum(matters.int(), seq_index, layout.num_sequences)[seq_index] == 0
+
+
+def _row_class(layout: _checks.Layout, dead: Tensor | None, device: torch.device) -> Tensor:
+    """(N,) uint8: what each row of the head is run for."""
+    row_class = torch.full((layout.num_tokens,), GRADIENT, dtype=torch.uint8, device=device)
+    if dead is not None:
+        row_class = row_class.masked_fill(dead, FORWARD)
+    return row_class.masked_fill(~layout.flat_mask(device), SKIP)
 
 
 def _without_dead(
