@@ -25,6 +25,7 @@ ALLOWED = {
         "distributed",
         "errors",
         "integrations",
+        "kernels",
         "ops",
         "report",
         "trainer",
