@@ -53,7 +53,7 @@ def test_functions_and_sums(tmp_path):
         ("{name: sort", "is not valid YAML"),
         ("sorte", "unknown task 'sorte'"),
         ("{name: sort, corect: 1}", "takes correct, .*Got 'corect'; did you mean 'correct'"),
-        ("{name: sort, well_formed: 2}", "0 <= well_formed <= correct"),
+        ("{name: sort, well_formed: 2}", "malformed <= well_formed <= correct"),
         ("{name: sort, correct: one}", "reward 'sort' with"),
         ("{name: sort, workers: -1}", "workers must be an integer of at least 1"),
         ("{name: sort, evaluation: 1}", "'evaluation' of a reward must be a mapping"),

@@ -6,7 +6,7 @@ import pytest
 
 from sec_grpo import tasks
 from sec_grpo.tasks import Task, TaskReward, Verdict
-from sec_grpo.tasks.base import completion_text
+from sec_grpo.tasks.reward import completion_text
 
 
 class HalfTask(Task):
@@ -101,9 +101,13 @@ def test_reward_follows_the_verdict():
     columns = {"ground_truth": ["5"] * 4, "difficulty": [1] * 4, "completion_ids": [[1]] * 4}
     task = HalfTask()
     assert task.reward(["?"] * 4, completions, **columns) == [1.0, 0.5, 0.1, 0.0]
-    assert task.accuracy(["?"] * 4, completions, **columns) == [1.0, 0.5, 0.0, 0.0]
+    assert task.accuracy(["?"] * 4, completions, **columns) == [1.0, 0.0, 0.0, 0.0]
     custom = TaskReward(task, correct=2.0, well_formed=1.5, name="mine")
     assert custom(["?"] * 4, completions, **columns) == [2.0, 1.5, 1.5, 0.0]
+    strict = TaskReward(task, well_formed=-0.5, malformed=-1.0, partial=False)
+    assert strict(["?"] * 4, completions, **columns) == [1.0, -0.5, -0.5, -1.0]
+    graded = TaskReward(task, well_formed=-0.5, malformed=-1.0)
+    assert graded(["?"] * 4, completions, **columns) == [1.0, 0.5, -0.5, -1.0]
     assert task.reward(prompts=[], completions=[], ground_truth=[]) == []
     names = [task.reward.__name__, task.accuracy.__name__, custom.__name__]
     assert names == ["half_reward", "half_accuracy", "mine"]
@@ -151,8 +155,11 @@ def test_reward_refuses_what_it_cannot_judge():
     for bad in (
         {"correct": float("nan")},
         {"correct": float("inf")},
+        {"correct": 0.0, "well_formed": 0.0},
         {"well_formed": -0.1},
         {"well_formed": 1.1},
+        {"malformed": 0.2},
+        {"malformed": float("-inf")},
     ):
-        with pytest.raises(ValueError, match="0 <= well_formed <= correct"):
+        with pytest.raises(ValueError, match="malformed <= well_formed <= correct"):
             TaskReward(HalfTask(), **bad)

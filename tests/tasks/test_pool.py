@@ -13,8 +13,10 @@ import pytest
 
 from sec_grpo import tasks
 from sec_grpo.tasks import TaskReward, Verdict
+from sec_grpo.tasks import pool as pool_module
 from sec_grpo.tasks.base import judge
-from sec_grpo.tasks.pool import VerifierPool
+from sec_grpo.tasks.mathematics import MathTask
+from sec_grpo.tasks.pool import SharedPool, VerifierPool, default_workers
 
 # A verifier that does what the answer says; its class must be importable by the workers.
 OBEDIENT = dedent(
@@ -183,6 +185,41 @@ def test_slow_imports_of_a_verifier_do_not_count(tmp_path, monkeypatch):
     with VerifierPool(tasks.get("importing_task:ImportingTask"), 1, time_limit=0.3) as pool:
         verdicts = pool.verify(["1", "hang", "1"], ["1"] * 3)
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 1.0]
+
+
+def test_slow_tasks_share_workers_by_default(obedient, monkeypatch):
+    pytest.importorskip("math_verify", reason="math-verify comes with the extra 'tasks'")
+    monkeypatch.setattr(SharedPool, "_tasks", [])
+    monkeypatch.setattr(SharedPool, "_pool", None)
+    math = tasks.get("math")
+    first, second = TaskReward(math), TaskReward(math, well_formed=0.0)
+    completions = [r"\boxed{y + x}", r"\boxed{x - y}"]
+    assert first(None, completions, ground_truth=["x+y"] * 2) == [1.0, 0.1]
+    pool = SharedPool._pool
+    assert second(None, completions, ground_truth=["x+y"] * 2) == [1.0, 0.0]
+    assert SharedPool._pool is pool
+    assert len(pool._workers) == default_workers()
+    pids = {worker._process.pid for worker in pool._workers if worker._process}
+    # A task that comes later starts them anew; the first goes on.
+    later = MathTask()
+    assert TaskReward(later)(None, completions, ground_truth=["x+y"] * 2) == [1.0, 0.1]
+    assert first(None, completions, ground_truth=["x+y"] * 2) == [1.0, 0.1]
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert [len(SharedPool._pool.tasks), len(SharedPool._tasks)] == [2, 2]
+    # A task from elsewhere, or other limits: processes of its own.
+    monkeypatch.setattr(type(obedient), "slow", True)
+    for reward in (TaskReward(obedient), TaskReward(math, time_limit=0.5)):
+        assert isinstance(reward._pool, VerifierPool)
+    assert TaskReward(obedient)(None, ["1", "raise"], ground_truth=["1"] * 2) == [1.0, 0.0]
+    assert TaskReward(math, workers=0)._pool is None
+
+
+def test_ranks_share_the_processors(monkeypatch):
+    monkeypatch.setattr(pool_module, "processors", lambda: 12)
+    assert default_workers() == 8
+    for ranks, workers in (("4", 3), ("5", 2), ("40", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert default_workers() == workers
 
 
 def test_the_math_task_in_workers():

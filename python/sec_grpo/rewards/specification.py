@@ -10,7 +10,8 @@ from sec_grpo.rewards.weighted import WeightedReward
 from sec_grpo.tasks import Task
 from sec_grpo.tasks.importing import load
 
-_OPTIONS = ("correct", "well_formed", "workers", "time_limit", "memory_limit", "progress")
+_PAID = ("correct", "well_formed", "malformed", "partial")
+_OPTIONS = (*_PAID, "workers", "time_limit", "memory_limit", "progress")
 
 
 def reward_from(spec: Any, *, evaluation: bool = False) -> Callable[..., Any]:
@@ -25,7 +26,8 @@ def reward_from(spec: Any, *, evaluation: bool = False) -> Callable[..., Any]:
             [{"name": "countdown"}, {"name": "mine.py:penalty", "weight": 0.1}]: the weighted sum;
             or a mapping or a list written as YAML in a string.
         evaluation: for a task, 1 for a right answer and 0 for others whatever `spec` pays in
-            training, unless it has a mapping `evaluation` with `correct` and `well_formed`.
+            training, unless it has a mapping `evaluation` with `correct`, `well_formed`,
+            `malformed` and `partial`.
 
     Raises:
         ValueError: the text is not YAML, a key or a task is unknown, a value is out of range, or
@@ -106,14 +108,13 @@ def _task_reward(task: Any, options: dict[str, Any], evaluation: bool) -> Any:
     paid = options.pop("evaluation", None) or {}
     if not isinstance(paid, Mapping):
         raise ValueError(
-            "'evaluation' of a reward must be a mapping with 'correct' and 'well_formed'. "
-            f"Got {paid!r}."
+            f"'evaluation' of a reward must be a mapping with {', '.join(_PAID)}. Got {paid!r}."
         )
     _refuse_unknown(options, (*_OPTIONS, "evaluation"), task.name)
-    _refuse_unknown(paid, ("correct", "well_formed"), f"{task.name}: evaluation")
+    _refuse_unknown(paid, _PAID, f"{task.name}: evaluation")
     if evaluation:
-        options |= {"correct": 1.0, "well_formed": 0.0, **paid}
-        options["name"] = f"{task.name}_accuracy"
+        options |= {"correct": 1.0, "well_formed": 0.0, "malformed": 0.0, "partial": False, **paid}
+        options["name"] = task.accuracy.__name__
     else:
         options.setdefault("well_formed", task.well_formed_reward)
     try:

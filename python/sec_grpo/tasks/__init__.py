@@ -11,12 +11,15 @@ import inspect
 from typing import Any
 
 from sec_grpo.tasks import importing
-from sec_grpo.tasks.base import Task, TaskReward, Verdict
-from sec_grpo.tasks.loader import load_dataset_file, task_of
+from sec_grpo.tasks.base import Task, Verdict
+from sec_grpo.tasks.loader import GYM_PREFIX, load_dataset_file, task_of
 from sec_grpo.tasks.mixture import OneOfSeveral, mix
+from sec_grpo.tasks.numbered import NumberedTask
+from sec_grpo.tasks.reward import TaskReward
 from sec_grpo.tasks.sources import load_rows
 
 __all__ = [
+    "NumberedTask",
     "OneOfSeveral",
     "Task",
     "TaskReward",
@@ -73,8 +76,8 @@ def get(name: str, **options: Any) -> Task:
     """The task registered as `name`, or the one at a path.
 
     Args:
-        name: a registered name, "package.module:Name" or "file.py:Name", where Name is a Task
-            class or an instance.
+        name: a registered name; "reasoning_gym/" and the name of one of its data sets; or
+            "package.module:Name" or "file.py:Name", where Name is a Task class or an instance.
         options: arguments of the task's class. Without any, every call with the same registered
             name returns the same instance; otherwise, and for a class named by its path, the task
             is made anew.
@@ -86,15 +89,20 @@ def get(name: str, **options: Any) -> Task:
     """
     if ":" in name:
         return _made(importing.load(name, "task", "class"), name, options)
+    if name in _instances and not options:
+        return _instances[name]
+    if name.startswith(GYM_PREFIX):
+        task = _gym_task(name, options)
+        if not options:
+            _instances[name] = task
+        return task
     if name not in _registry:
         near = difflib.get_close_matches(name, _registry, n=1)
         raise ValueError(
             f"unknown task {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} "
-            f"Known: {', '.join(names())}. "
+            f"Known: {', '.join(names())}, and reasoning_gym/... for its data sets. "
             "A task of your own is named by its path: 'package.module:Name' or 'file.py:Name'."
         )
-    if name in _instances and not options:
-        return _instances[name]
     entry = _registry[name]
     if isinstance(entry, str):
         entry = importing.load(entry, "task", "class")
@@ -102,6 +110,12 @@ def get(name: str, **options: Any) -> Task:
     if not options:
         _instances[name] = task
     return task
+
+
+def _gym_task(name: str, options: dict[str, Any]) -> Task:
+    from sec_grpo.tasks.gym import GymTask
+
+    return GymTask(name.removeprefix(GYM_PREFIX), **options)
 
 
 def _made(found: Any, name: str, options: dict[str, Any]) -> Task:

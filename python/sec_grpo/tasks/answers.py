@@ -20,7 +20,7 @@ _OPENING = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
-def last_boxed(text: str) -> str | None:
+def last_boxed(text: str, longest: int | None = None) -> str | None:
     r"""The content of the last \boxed{...}, whitespace around it removed.
 
     Braces are balanced, so \boxed{\frac{1}{2}} gives \frac{1}{2}; of nested boxes the inner one
@@ -28,21 +28,21 @@ def last_boxed(text: str) -> str | None:
 
     Returns:
         The content, possibly empty; None if there is no box, the last one is not closed, or its
-        content is longer than `MAX_ANSWER`.
+        content is longer than `longest` (default `MAX_ANSWER`).
     """
     text = text[-MAX_TEXT:]
     end = len(text)
     while (start := text.rfind(_BOXED, 0, end)) >= 0:
         opening = _OPENING.match(text, start)
         if opening:
-            return _balanced(text, opening.end())
+            return _balanced(text, opening.end(), MAX_ANSWER if longest is None else longest)
         end = start
     return None
 
 
-def _balanced(text: str, start: int) -> str | None:
+def _balanced(text: str, start: int, longest: int) -> str | None:
     depth = 1
-    for match in _BRACE.finditer(text, start, start + MAX_ANSWER + 1):
+    for match in _BRACE.finditer(text, start, start + longest + 1):
         brace = match[0]
         if brace == "{":
             depth += 1
@@ -53,17 +53,18 @@ def _balanced(text: str, start: int) -> str | None:
     return None
 
 
-def last_tagged(text: str) -> str | None:
+def last_tagged(text: str, longest: int | None = None) -> str | None:
     """The content of the last <answer>...</answer>, whitespace around it removed.
 
     Returns:
         The content, possibly empty; None if there is no <answer>, the last one is not closed, or
-        its content is longer than `MAX_ANSWER`.
+        its content is longer than `longest` (default `MAX_ANSWER`).
     """
     text = text[-MAX_TEXT:]
     opening = text.rfind("<answer>")
     if opening < 0:
         return None
     start = opening + len("<answer>")
-    end = text.find("</answer>", start, start + MAX_ANSWER + len("</answer>"))
+    longest = MAX_ANSWER if longest is None else longest
+    end = text.find("</answer>", start, start + longest + len("</answer>"))
     return None if end < 0 else text[start:end].strip()

@@ -1,4 +1,4 @@
-"""What every task has in common: rows, verdicts and the reward function.
+"""What every task has in common: levels, rows and verdicts.
 
 A task makes problems of a chosen level, states them as prompts and judges answers. Terms: a
 *level* is the integer difficulty of a problem (one curriculum arm per level); the *truth* is what
@@ -7,18 +7,18 @@ the `ground_truth` column holds for a row.
 
 from __future__ import annotations
 
-import logging
-import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sec_grpo.tasks.progress import progress_bar
 
 if TYPE_CHECKING:
     import datasets
 
-    from sec_grpo.tasks.pool import VerifierPool
+    from sec_grpo.tasks.reward import TaskReward
 
 Row = dict[str, Any]
 
@@ -28,7 +28,6 @@ _DRAWS_BEFORE_REPEATING = 1000
 # How the reason starts where `verify` came to no verdict.
 NOT_VERIFIED = "not verified: "
 _MAX_REASON = 500
-_log = logging.getLogger(__name__)
 
 
 class Verdict(NamedTuple):
@@ -44,6 +43,11 @@ class Verdict(NamedTuple):
     reason: str
     well_formed: bool
 
+    @property
+    def right(self) -> bool:
+        """Whether the score is full."""
+        return self.score >= 1.0
+
 
 class Task(ABC):
     """A family of problems with levels, a generator and a verifier.
@@ -57,6 +61,8 @@ class Task(ABC):
         held_out_levels: the levels only evaluated on.
         level_range: lowest and highest level `generate` accepts; None: only the levels above.
         well_formed_reward: the training reward of a wrong answer in the right format.
+        partial: training pays a score between 0 and 1 in proportion; False: like 0.
+        slow: `verify` may take long; rewards then verify in worker processes by default.
         prompts_per_level, eval_prompts_per_level: how many problems of a level the command line
             makes; fewer where making one takes long.
     """
@@ -66,6 +72,8 @@ class Task(ABC):
     held_out_levels: tuple[int, ...] = ()
     level_range: tuple[int, int] | None = None
     well_formed_reward: float = 0.1
+    partial: bool = True
+    slow: bool = False
     prompts_per_level: int = 1000
     eval_prompts_per_level: int = 50
 
@@ -88,6 +96,12 @@ class Task(ABC):
         of this task's form raises ValueError.
         """
 
+    def warm_up(self) -> None:  # noqa: B027 - few tasks need it
+        """Import and prepare what `verify` needs, so that the time of it counts for no answer.
+
+        Called once in a process that verifies. It has no limit on time.
+        """
+
     def space(self, level: int) -> int | None:
         """How many different problems the level has; None where nobody counted."""
         return None
@@ -96,51 +110,111 @@ class Task(ABC):
         """What makes two rows the same problem (default: an equal prompt)."""
         return repr(row["prompt"])
 
-    def generate(self, level: int, n: int, seed: int) -> list[Row]:
+    def version(self) -> str | None:
+        """What generated rows depend on besides the class: a generator's version, settings.
+
+        Rows of a task that says so may be kept on disk; None: they are not.
+        """
+        return None
+
+    def generate(
+        self,
+        level: int,
+        n: int,
+        seed: int,
+        *,
+        exclude: Iterable[Row] = (),
+        workers: int | None = None,
+        progress: bool = False,
+    ) -> list[Row]:
         """`n` rows of one level, the same for the same arguments on every machine.
 
         The rows are distinct until the level has no further problems; then they start to repeat.
         A smaller `n` gives a prefix of a larger one. Different seeds may share problems, and will
         where the level is small.
 
+        Args:
+            level: which.
+            n: how many rows.
+            seed: of the problems.
+            exclude: rows whose problems must not come, such as those trained on.
+            workers: processes, for a task whose problems are made apart (`NumberedTask`); None: as
+                many as there are processors where it takes long. The rows do not depend on it.
+            progress: show a bar on stderr when it takes more than a second.
+
         Returns:
             Rows with columns `prompt`, `ground_truth`, `difficulty` (the level), `task` (the
             name) and whatever the task adds.
 
         Raises:
-            ValueError: the level is not one the task can make, or `n` is below 1.
+            ValueError: the level is not one the task can make, `n` is below 1, or all its problems
+                are in `exclude`.
         """
         self._check_level(level)
         if n < 1:
             raise ValueError(f"n must be at least 1. Got {n}.")
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1. Got {workers}.")
+        excluded = {self.key(row) for row in exclude if row.get("difficulty", level) == level}
+        label = f"{self.name}, level {level}"
+        rows: list[Row] = []
+        with progress_bar(label, n, shown=progress) as advance:
+            for row in self._distinct(self._problems(level, seed, n, workers), level, excluded):
+                rows.append({**row, "difficulty": level, "task": self.name})
+                advance(len(rows))
+                if len(rows) == n:
+                    break
+        return rows
+
+    def _problems(self, level: int, seed: int, n: int, workers: int | None) -> Iterator[Row]:
+        """Problems of a level without end; about `n` of them are going to be taken."""
         # Seeding with a string hashes it with SHA-512: independent of PYTHONHASHSEED.
         rng = random.Random(f"{self.name}/{level}/{seed}")
+        while True:
+            yield self.draw(rng, level)
+
+    def _distinct(
+        self, problems: Iterator[Row], level: int, excluded: set[Hashable]
+    ) -> Iterator[Row]:
+        """The problems without repetitions, until there are no others."""
         space = self.space(level)
-        rows: list[Row] = []
-        seen: set[Hashable] = set()
+        seen = set(excluded)
         stale = 0
-        while len(rows) < n:
+        for row in problems:
             if len(seen) == space or (space is None and stale == _DRAWS_BEFORE_REPEATING):
-                seen.clear()
-            row = self.draw(rng, level)
+                if len(seen) == len(excluded):
+                    raise ValueError(
+                        f"exclude holds every problem of level {level} of task {self.name!r}"
+                    )
+                seen = set(excluded)
+                stale = 0
             key = self.key(row)
             if key in seen:
                 stale += 1
                 continue
             stale = 0
             seen.add(key)
-            rows.append({**row, "difficulty": level, "task": self.name})
-        return rows
+            yield row
 
     def dataset(
-        self, n_per_level: int, seed: int, levels: Sequence[int] | None = None
+        self,
+        n_per_level: int,
+        seed: int,
+        levels: Sequence[int] | None = None,
+        *,
+        exclude: Iterable[Row] = (),
+        workers: int | None = None,
+        progress: bool = False,
+        cache: bool = False,
     ) -> datasets.Dataset:
         """`generate` for several levels, as one data set in the order of `levels`.
 
         Args:
             n_per_level: rows for each level.
-            seed: passed to `generate`.
+            seed, exclude, workers, progress: passed to `generate`.
             levels: which levels; default `self.levels`. Pass `self.held_out_levels` to evaluate.
+            cache: keep the rows of a task with a `version` in the cache folder of `datasets`, and
+                take them from there the next time.
         """
         chosen = self.levels if levels is None else tuple(levels)
         if not chosen:
@@ -149,19 +223,36 @@ class Task(ABC):
             )
         import datasets
 
-        rows = [row for level in chosen for row in self.generate(level, n_per_level, seed)]
+        from sec_grpo.tasks.cache import cached
+
+        exclude = list(exclude)
+        rows = []
+        for level in chosen:
+
+            def generate(level: int = level) -> list[Row]:
+                return self.generate(
+                    level, n_per_level, seed, exclude=exclude, workers=workers, progress=progress
+                )
+
+            kept = cache and not exclude
+            rows += cached(self, level, n_per_level, seed, generate) if kept else generate()
         return datasets.Dataset.from_list(rows)
 
     @cached_property
     def reward(self) -> TaskReward:
         """The training reward: 1 right, `well_formed_reward` for a wrong answer in the right
-        format, 0 otherwise."""
+        format, 0 otherwise; a score between 0 and 1 is paid if `partial` says so."""
+        from sec_grpo.tasks.reward import TaskReward
+
         return TaskReward(self, well_formed=self.well_formed_reward)
 
     @cached_property
     def accuracy(self) -> TaskReward:
-        """The evaluation reward: 1 right, 0 otherwise."""
-        return TaskReward(self, well_formed=0.0, name=f"{self.name}_accuracy")
+        """The evaluation reward: 1 right (a full score), 0 otherwise."""
+        from sec_grpo.tasks.reward import TaskReward
+
+        name = f"{self.name}_accuracy".replace("/", "_")
+        return TaskReward(self, well_formed=0.0, name=name, partial=False)
 
     def _check_level(self, level: int) -> None:
         if self.level_range is not None:
@@ -174,159 +265,6 @@ class Task(ABC):
             valid = level in known
         if not valid or isinstance(level, bool):
             raise ValueError(f"level of task {self.name!r} must be {allowed}. Got {level!r}.")
-
-
-class TaskReward:
-    """A task's verdicts as a reward function in TRL's signature.
-
-    reward = max(correct * score, well_formed if the answer is well formed else 0).
-
-    The defaults are the rewards of arXiv 2505.14970 in training (1 / 0.1 / 0); its tests use
-    `well_formed=0`.
-
-    An answer on which `verify` raises although it can judge another against the same truth gets
-    0, and a warning is logged; with `workers`, also one on which it hangs, crashes or exhausts
-    memory, and their share of a batch is logged as `rewards/{name}/not_verified`.
-
-    Args:
-        task: whose `verify` judges the answers.
-        correct: the reward of a full score.
-        well_formed: the reward of a wrong answer in the right format; 0 <= well_formed <= correct.
-        name: becomes `__name__`, under which trainers log the reward.
-        workers: processes that verify, for slow or unsafe verifiers; 0: this one. See
-            `sec_grpo.tasks.pool.VerifierPool`.
-        time_limit: seconds of one answer in a worker.
-        memory_limit: bytes that one answer may take in a worker.
-        progress: show a bar on stderr while workers take more than a second for a batch.
-
-    Raises:
-        ValueError: the rewards are not as above, or `workers` or a limit is out of range.
-        TypeError: with `workers`, the task cannot be pickled.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        correct: float = 1.0,
-        well_formed: float = 0.1,
-        name: str | None = None,
-        *,
-        workers: int = 0,
-        time_limit: float = 1.0,
-        memory_limit: int = 1 << 30,
-        progress: bool = False,
-    ) -> None:
-        if not (0.0 <= well_formed <= correct and math.isfinite(correct)):
-            raise ValueError(
-                "rewards must be finite with 0 <= well_formed <= correct. "
-                f"Got correct={correct}, well_formed={well_formed}."
-            )
-        self.task = task
-        self.correct = float(correct)
-        self.well_formed = float(well_formed)
-        self.__name__ = name or f"{task.name}_reward"
-        self._progress = progress
-        self._warned = False
-        self._pool: VerifierPool | None = None
-        if workers != 0:
-            from sec_grpo.tasks.pool import VerifierPool
-
-            self._pool = VerifierPool(
-                task, workers, time_limit=time_limit, memory_limit=memory_limit
-            )
-
-    def __call__(
-        self, prompts: Sequence[Any] | None, completions: Sequence[Any], **columns: Any
-    ) -> list[float]:
-        """One reward per completion.
-
-        Args:
-            prompts: not used; part of the signature.
-            completions: strings, or lists of chat messages (the last assistant message counts).
-            columns: the other columns, one value per completion, and what trainers add;
-                `ground_truth` and `log_metric` are used.
-
-        Raises:
-            ValueError: `ground_truth` is absent, of another length, or not of the task's form
-                (the message names the row).
-            TypeError: a completion is neither a string nor a list of messages.
-        """
-        if "ground_truth" not in columns:
-            raise ValueError(
-                f"{self.__name__} needs a column 'ground_truth'. Got: "
-                f"{', '.join(sorted(columns)) or 'no columns'}. Load the data with "
-                "load_dataset_file, or rename the column that holds the answers."
-            )
-        truths = columns["ground_truth"]
-        if len(truths) != len(completions):
-            raise ValueError(
-                f"{self.__name__} needs one ground_truth per completion. "
-                f"Got {len(truths)} for {len(completions)} completions."
-            )
-        texts = [completion_text(completion) for completion in completions]
-        if self._pool is None:
-            verdicts = self._judged_here(texts, truths)
-        else:
-            verdicts = self._judged_by(self._pool, texts, truths, columns.get("log_metric"))
-        return [self._reward(verdict) for verdict in verdicts]
-
-    def _judged_here(self, texts: list[str], truths: Sequence[Any]) -> list[Verdict]:
-        verdicts = []
-        for row, (text, truth) in enumerate(zip(texts, truths, strict=True)):
-            try:
-                verdict = judge(self.task, text, truth)
-            except Exception as error:
-                raise ValueError(
-                    f"{self.__name__} cannot judge row {row} with the truth {truth!r:.80}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-            if verdict.reason.startswith(NOT_VERIFIED):
-                self._warn(row, text, verdict.reason)
-            verdicts.append(verdict)
-        return verdicts
-
-    def _judged_by(
-        self,
-        pool: VerifierPool,
-        texts: list[str],
-        truths: Sequence[Any],
-        log_metric: Callable[[str, float], None] | None,
-    ) -> list[Verdict]:
-        try:
-            verdicts = pool.verify(texts, truths, progress=self._progress)
-        except ValueError as error:
-            raise ValueError(f"{self.__name__} cannot judge {error}") from error
-        failed = [
-            row for row, verdict in enumerate(verdicts) if verdict.reason.startswith(NOT_VERIFIED)
-        ]
-        if failed:
-            self._warn(failed[0], texts[failed[0]], verdicts[failed[0]].reason)
-        if log_metric is not None and verdicts:
-            log_metric(f"rewards/{self.__name__}/not_verified", len(failed) / len(verdicts))
-        return verdicts
-
-    def _warn(self, row: int, text: str, reason: str) -> None:
-        """Once, since a model that found such an answer repeats it."""
-        if not self._warned:
-            _log.warning(
-                "%s gives 0 to an answer that was not verified, as to all such later: row %d "
-                "(%.80r): %s",
-                self.__name__,
-                row,
-                text[-80:],
-                reason,
-            )
-        self._warned = True
-
-    def _reward(self, verdict: Verdict) -> float:
-        floor = self.well_formed if verdict.well_formed else 0.0
-        return max(self.correct * verdict.score, floor)
-
-    def __repr__(self) -> str:
-        return (
-            f"TaskReward({self.task.name!r}, correct={self.correct}, "
-            f"well_formed={self.well_formed})"
-        )
 
 
 def judge(task: Task, text: str, truth: Any) -> Verdict:
@@ -350,26 +288,3 @@ def judge(task: Task, text: str, truth: Any) -> Verdict:
             f"Got {verdict!r:.200}."
         )
     return verdict
-
-
-def completion_text(completion: Any) -> str:
-    """The text of a completion: the string itself, or the last assistant message's content.
-
-    Content may be a string, None (a message with tool calls only) or a list of parts, whose text
-    parts are joined. A message list without an assistant message gives "".
-    """
-    if isinstance(completion, str):
-        return completion
-    if not isinstance(completion, Sequence) or not all(isinstance(m, Mapping) for m in completion):
-        raise TypeError(
-            "a completion must be a string or a list of chat messages. "
-            f"Got {type(completion).__name__}."
-        )
-    for message in reversed(completion):
-        if message.get("role") == "assistant":
-            content = message.get("content")
-            if isinstance(content, str):
-                return content
-            parts = content or []
-            return "".join(part.get("text") or "" for part in parts if isinstance(part, Mapping))
-    return ""

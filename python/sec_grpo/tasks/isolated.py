@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import spawn
 from typing import Any
 
@@ -31,6 +32,8 @@ _GRACE_SECONDS = 1.0
 # Bytes of the longest result.
 MAX_REPLY = 16 << 20
 
+# One processor each, and sets in the same order in every process.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 # The parent's sys.path: the process then finds the same packages, however the parent came by them.
 _START = (
     "import sys; sys.path[:] = sys.argv[1:]; from sec_grpo.tasks import _isolated_main; "
@@ -142,6 +145,13 @@ class Isolated:
         with self._lock:
             self._stop()
 
+    def kill(self) -> None:
+        """End the process at once, from any thread: a call under way raises NotFinished."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def __reduce__(self) -> Any:
         return _rebuilt, self._arguments
 
@@ -156,7 +166,7 @@ class Isolated:
             bufsize=0,
             # A group of its own, so that Ctrl-C leaves it alone and a kill reaches the child too.
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, **_ENVIRONMENT},
         )
         self._process = process
         self._end = weakref.finalize(self, _end, process, os.getpid())

@@ -67,6 +67,8 @@ def load_dataset_file(path_or_name: str | Path, split: str = "train") -> dataset
     return data
 
 
+# Before the name of a data set of reasoning_gym, in the name of its task.
+GYM_PREFIX = "reasoning_gym/"
 # The authors' names for the test sets of task "math" besides MATH itself, and for ARC-1D.
 _OTHER_NAMES = {"aime": "math", "amc": "math", "arc": "arc_1d"}
 
@@ -90,8 +92,8 @@ def task_of(row: Mapping[str, Any] | str) -> str:
         source = row
     elif row.get("task") is not None:
         source = row["task"]
-        if source in names():
-            return source
+        if source in names() or source.startswith(GYM_PREFIX):
+            return str(source)
     elif row.get("data_source") is not None:
         source = row["data_source"]
     else:

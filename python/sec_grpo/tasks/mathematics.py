@@ -77,24 +77,21 @@ class MathTask(Task):
 
     name = "math"
     levels = (1, 2, 3, 4, 5)
+    slow = True
 
     def __init__(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError("task 'math' needs math-verify: pip install 'sec-grpo[tasks]'")
 
     def warm_up(self) -> None:
-        """Import what the first comparison would, so that its time does not count."""
         _math_worker.warm_up()
 
-    def generate(self, level: int, n: int, seed: int) -> list[Row]:
+    def draw(self, rng: random.Random, level: int) -> Row:
         """Raises ValueError: there is no generator."""
         raise ValueError(
             "task 'math' has no generator: load its problems from a file instead, as "
             "sec_grpo.tasks.load_dataset_file('math_train.parquet') or --data math_train.parquet."
         )
-
-    def draw(self, rng: random.Random, level: int) -> Row:
-        return self.generate(level, 1, 0)[0]
 
     def prompt(self, problem: str) -> list[dict[str, str]]:
         """One user message, worded as in the authors' files, for a problem in words."""

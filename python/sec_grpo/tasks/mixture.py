@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sec_grpo.tasks.base import TaskReward
 from sec_grpo.tasks.loader import task_of
+from sec_grpo.tasks.reward import TaskReward
 
 if TYPE_CHECKING:
     import datasets

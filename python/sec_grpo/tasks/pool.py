@@ -2,60 +2,82 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from sec_grpo.tasks.base import NOT_VERIFIED, Task, Verdict, judge
 from sec_grpo.tasks.isolated import CallFailed, Isolated, NotFinished
+from sec_grpo.tasks.numbered import processors
+from sec_grpo.tasks.progress import progress_bar
 
-# Seconds after which a batch counts as long, and its progress is shown.
-_LONG_SECONDS = 1.0
+# Limits of one answer: seconds, and bytes.
+TIME_LIMIT = 1.0
+MEMORY_LIMIT = 1 << 30
+_MOST_WORKERS = 8
+
+
+def default_workers() -> int:
+    """How many processes verify by default: the processors of this rank, at most 8."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(1, min(_MOST_WORKERS, processors() // ranks))
 
 
 class VerifierPool:
-    """A task's `verify` in `workers` processes, each call under limits of time and memory.
+    """The `verify` of a task, or of several, in `workers` processes, each call under limits.
 
     An answer that makes `verify` hang, crash, raise or exhaust memory scores 0, with a reason that
     starts with "not verified: "; the process is replaced. The processes start at the first use and
     end with the pool, or with the program; threads may share a pool; forked and unpickled copies
     start processes of their own. See `Isolated`.
 
-    Before its first answer each process judges an empty text without limits, so that what
-    `verify` imports does not count; a task may have a method `warm_up()` for more.
+    Before its first answer each process calls `Task.warm_up` and judges an empty text without
+    limits, so that what `verify` imports does not count.
 
     Args:
-        task: picklable; its class belongs to a module.
+        task: picklable; its class belongs to a module. Or several such.
         workers: how many processes.
         time_limit: seconds of one answer.
         memory_limit: bytes that one answer may take, where the system has such limits (Linux).
 
     Raises:
         ValueError: `workers` is below 1, or a limit is not a positive finite number.
-        TypeError: the task cannot be pickled.
+        TypeError: a task cannot be pickled.
     """
 
     def __init__(
-        self, task: Task, workers: int, *, time_limit: float = 1.0, memory_limit: int = 1 << 30
+        self,
+        task: Task | Sequence[Task],
+        workers: int,
+        *,
+        time_limit: float = TIME_LIMIT,
+        memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
             raise ValueError(f"workers must be an integer of at least 1. Got {workers!r}.")
-        self.task = task
-        self._arguments = (task, workers, time_limit, memory_limit)
+        self.tasks = [task] if isinstance(task, Task) else list(task)
+        self._arguments = (self.tasks, workers, time_limit, memory_limit)
         self._workers: list[Isolated] = []
         self._isolated()
 
     def verify(
-        self, texts: Sequence[str], truths: Sequence[Any], *, progress: bool = False
+        self,
+        texts: Sequence[str],
+        truths: Sequence[Any],
+        *,
+        task: int = 0,
+        progress: bool = False,
     ) -> list[Verdict]:
         """One verdict for each text, in order.
 
         Args:
             texts: completions.
             truths: one for each text.
+            task: which of several tasks judges, counted from 0.
             progress: show a bar on stderr when it takes more than a second.
 
         Raises:
@@ -76,10 +98,11 @@ class VerifierPool:
                     row = rows.popleft()
                 except IndexError:
                     return
-                verdicts[row] = _verdict(isolated, row, texts[row], truths[row])
+                verdicts[row] = _verdict(isolated, task, row, texts[row], truths[row])
 
         if len(truths) and not self._workers:
-            self._workers = [self._isolated(truths[0]) for _ in range(self._arguments[1])]
+            first = [truths[0]] if len(self.tasks) == 1 else []
+            self._workers = [self._isolated(*first) for _ in range(self._arguments[1])]
         busy = self._workers[: len(texts)]
         with ThreadPoolExecutor(len(busy) or 1, thread_name_prefix="verifier") as threads:
             running = [threads.submit(work, isolated) for isolated in busy]
@@ -90,12 +113,12 @@ class VerifierPool:
         return verdicts
 
     def _isolated(self, *truth: Any) -> Isolated:
-        task, _, time_limit, memory_limit = self._arguments
+        tasks, _, time_limit, memory_limit = self._arguments
         return Isolated(
-            partial(_judged, task),
+            partial(_judged, tasks),
             time_limit=time_limit,
             memory_limit=memory_limit,
-            warm_up=partial(_warm_up, task, *truth),
+            warm_up=partial(_warm_up, tasks, *truth),
         )
 
     def close(self) -> None:
@@ -113,33 +136,83 @@ class VerifierPool:
         return _rebuilt, self._arguments
 
 
-def _rebuilt(task: Task, workers: int, time_limit: float, memory_limit: int) -> VerifierPool:
-    return VerifierPool(task, workers, time_limit=time_limit, memory_limit=memory_limit)
+def _rebuilt(tasks: list[Task], workers: int, time_limit: float, memory_limit: int) -> VerifierPool:
+    return VerifierPool(tasks, workers, time_limit=time_limit, memory_limit=memory_limit)
 
 
-def _judged(task: Task, text: str, truth: Any) -> list[Any]:
+class SharedPool:
+    """A task's share in one pool for all slow tasks of the program.
+
+    Several tasks with several processes each would be too many. Those known when the processes
+    start are warmed up in each; a task that comes later starts them anew.
+
+    Args:
+        task: one that prepares itself in `Task.warm_up`.
+    """
+
+    _tasks: ClassVar[list[Task]] = []
+    _pool: ClassVar[VerifierPool | None] = None
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._number()
+
+    def verify(
+        self, texts: Sequence[str], truths: Sequence[Any], *, progress: bool = False
+    ) -> list[Verdict]:
+        """As `VerifierPool.verify`."""
+        number = self._number()
+        pool = SharedPool._pool
+        if pool is None or len(pool.tasks) <= number:
+            if pool is not None:
+                pool.close()
+            pool = SharedPool._pool = VerifierPool(list(self._tasks), default_workers())
+        return pool.verify(texts, truths, task=number, progress=progress)
+
+    def close(self) -> None:
+        """Nothing: others may be using the processes, which end with the program."""
+
+    def _number(self) -> int:
+        for number, known in enumerate(self._tasks):
+            if known is self._task:
+                return number
+        self._tasks.append(self._task)
+        return len(self._tasks) - 1
+
+
+def pool_for(task: Task, *, time_limit: float, memory_limit: int) -> VerifierPool | SharedPool:
+    """The pool of a slow task: the shared one for our own with the usual limits.
+
+    A task from elsewhere might need what the processes of the shared pool refuse, or disturb them.
+    """
+    usual = (time_limit, memory_limit) == (TIME_LIMIT, MEMORY_LIMIT)
+    if usual and type(task).__module__.startswith("sec_grpo."):
+        return SharedPool(task)
+    return VerifierPool(task, default_workers(), time_limit=time_limit, memory_limit=memory_limit)
+
+
+def _judged(tasks: list[Task], number: int, text: str, truth: Any) -> list[Any]:
     """In a process of the pool: a verdict, or the message that the row is at fault."""
     try:
-        return list(judge(task, text, truth))
+        return list(judge(tasks[number], text, truth))
     except MemoryError:
         raise
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]
 
 
-def _warm_up(task: Task, *truths: Any) -> None:
-    prepare = getattr(task, "warm_up", None)
-    if prepare is not None:
-        prepare()
-    for truth in truths:
-        # A row at fault is told with its number when its turn comes.
-        with suppress(Exception):
-            task.verify("", truth)
+def _warm_up(tasks: list[Task], *truths: Any) -> None:
+    for task in tasks:
+        task.warm_up()
+        for truth in truths:
+            # A row at fault is told with its number when its turn comes.
+            with suppress(Exception):
+                task.verify("", truth)
 
 
-def _verdict(isolated: Isolated, row: int, text: str, truth: Any) -> Verdict:
+def _verdict(isolated: Isolated, task: int, row: int, text: str, truth: Any) -> Verdict:
     try:
-        found = isolated(text, truth)
+        found = isolated(task, text, truth)
     except CallFailed as error:
         # Not the verifier, whose exceptions are caught there: the row itself did not arrive.
         raise ValueError(f"row {row} with the truth {truth!r:.80}: {error}") from error
@@ -152,8 +225,9 @@ def _verdict(isolated: Isolated, row: int, text: str, truth: Any) -> Verdict:
 
 def _wait(running: list[Future[None]], rows: deque[int], total: int, progress: bool) -> None:
     """Wait for the threads, with a bar for a long batch; raise what one of them raised."""
-    done, waiting = wait(running, timeout=_LONG_SECONDS, return_when="FIRST_EXCEPTION")
-    with _bar(total, shown=progress and bool(waiting)) as advance:
+    done: set[Future[None]] = set()
+    waiting = set(running)
+    with progress_bar("verifying", total, shown=progress) as advance:
         while waiting:
             finished, waiting = wait(waiting, timeout=0.1, return_when="FIRST_EXCEPTION")
             done |= finished
@@ -162,18 +236,3 @@ def _wait(running: list[Future[None]], rows: deque[int], total: int, progress: b
                 break
     for future in done:
         future.result()
-
-
-@contextmanager
-def _bar(total: int, *, shown: bool) -> Iterator[Any]:
-    """A function that takes how many of `total` are begun."""
-    if not shown:
-        yield lambda begun: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("verifying", total=total)
-        yield lambda begun: progress.update(task, completed=begun)

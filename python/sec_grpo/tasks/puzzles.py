@@ -6,14 +6,15 @@ come from the package reasoning_gym (extra `tasks`); judging needs no package.
 
 from __future__ import annotations
 
-import random
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
-from sec_grpo.tasks import answers
-from sec_grpo.tasks.base import Row, Task, Verdict
+from sec_grpo.tasks import answers, gym
+from sec_grpo.tasks.base import Row, Verdict
+from sec_grpo.tasks.numbered import NumberedTask
 
 _FRAME = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant "
@@ -27,35 +28,32 @@ _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 _SEPARATORS = re.compile(r"\\[ ,;:!]|[\s,;&~]+")
 
 
-class _GymTask(Task):
+class _PuzzleTask(NumberedTask):
     """A task whose problems are those of a data set of reasoning_gym, one knob a level.
 
     The truth is ``{"target": answer}``, as in the authors' files; a problem is the question.
     """
 
     @abstractmethod
-    def gym(self, level: int) -> tuple[str, dict[str, int]]:
+    def knobs(self, level: int) -> tuple[str, dict[str, int]]:
         """Name of the data set in reasoning_gym, and its arguments for a level."""
 
     @abstractmethod
     def ask(self, question: str) -> str:
         """The question with the answer's format asked for as in the authors' files."""
 
-    def draw(self, rng: random.Random, level: int) -> Row:
-        try:
-            import reasoning_gym
-        except ImportError as error:
-            raise ImportError(
-                f"making problems of task {self.name!r} needs reasoning_gym: pip install "
-                "'sec-grpo[tasks]'"
-            ) from error
-        name, arguments = self.gym(level)
-        data = reasoning_gym.create_dataset(name, size=1, seed=rng.getrandbits(32), **arguments)
-        entry = data[0]
+    def make(self, level: int, seed: int, number: int) -> Row | None:
+        dataset, knobs = self.knobs(level)
+        entry = gym.problem(dataset, knobs, f"{level}/{seed}", number)
+        if entry is None:
+            return None
         return {
             "prompt": self.prompt(self.ask(entry["question"])),
             "ground_truth": {"target": entry["answer"]},
         }
+
+    def version(self) -> str:
+        return f"reasoning_gym {version('reasoning-gym')}"
 
     def prompt(self, problem: str) -> list[dict[str, str]]:
         """One user message, worded as in the authors' files."""
@@ -71,7 +69,7 @@ class _GymTask(Task):
         return target
 
 
-class ZebraTask(_GymTask):
+class ZebraTask(_PuzzleTask):
     r"""Who lives in house 1? n houses with n characteristics; n = 3, 4, 5 trained, 6 held out.
 
     The level, and the `difficulty` column of generated rows, is n. (The authors' files count 1 to
@@ -88,7 +86,7 @@ class ZebraTask(_GymTask):
     prompts_per_level = 100
     eval_prompts_per_level = 20
 
-    def gym(self, level: int) -> tuple[str, dict[str, int]]:
+    def knobs(self, level: int) -> tuple[str, dict[str, int]]:
         return "zebra_puzzles", {"num_people": level, "num_characteristics": level}
 
     def ask(self, question: str) -> str:
@@ -111,7 +109,7 @@ class ZebraTask(_GymTask):
         return Verdict(0.0, "another name", True)
 
 
-class ARC1DTask(_GymTask):
+class ARC1DTask(_PuzzleTask):
     r"""Find the rule in three examples and apply it to a row of 10, 20 or 30 cells; 40 held out.
 
     The level, and the `difficulty` column of generated rows, is the number of cells. (The authors'
@@ -126,7 +124,7 @@ class ARC1DTask(_GymTask):
     held_out_levels = (40,)
     level_range = (10, 100)
 
-    def gym(self, level: int) -> tuple[str, dict[str, int]]:
+    def knobs(self, level: int) -> tuple[str, dict[str, int]]:
         return "arc_1d", {"min_size": level, "max_size": level}
 
     def ask(self, question: str) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sec_grpo.tasks.loader import load_dataset_file, task_of
+from sec_grpo.tasks.base import Row, Task
+from sec_grpo.tasks.loader import GYM_PREFIX, load_dataset_file, task_of
 from sec_grpo.tasks.mixture import mix
+from sec_grpo.tasks.numbered import NumberedTask
 
 if TYPE_CHECKING:
     import datasets
@@ -30,7 +32,8 @@ def load_rows(source: Any, seed: int = 0, *, evaluation: bool = False) -> datase
             or a mapping or a list written as YAML in a string.
             An existing path wins over a name.
         seed: of generated problems.
-        evaluation: of a task, fewer problems and the held-out levels too, drawn from another seed.
+        evaluation: of a task, fewer problems and the held-out levels too, none of which training
+            with the same seed has (where the level is not smaller than both together).
 
     Raises:
         ValueError, FileNotFoundError: as `load_dataset_file`, `get` and `mix` raise them.
@@ -84,7 +87,7 @@ def _parsed(source: str) -> Any:
 def _is_task(name: str) -> bool:
     from sec_grpo import tasks
 
-    return ":" in name or name in tasks.names()
+    return ":" in name or name in tasks.names() or name.startswith(GYM_PREFIX)
 
 
 def _generated(name: str, options: dict[str, Any], seed: int, evaluation: bool) -> datasets.Dataset:
@@ -92,14 +95,33 @@ def _generated(name: str, options: dict[str, Any], seed: int, evaluation: bool) 
 
     chosen = {key: options.pop(key) for key in ("n_per_level", "levels") if key in options}
     task = tasks.get(name, **options)
-    if task.name not in tasks.names():
+    if task.name not in tasks.names() and not task.name.startswith(GYM_PREFIX):
         # So that its rows find it.
         tasks.register(task.name, task)
-    if evaluation:
-        count, seed = task.eval_prompts_per_level, seed + _EVALUATION_SEED
-        levels = (*task.levels, *task.held_out_levels)
-    else:
-        count, levels = task.prompts_per_level, task.levels
+    if not evaluation:
+        count = chosen.get("n_per_level", task.prompts_per_level)
+        levels = chosen.get("levels", task.levels)
+        return task.dataset(count, seed, levels, cache=True, progress=True)
+    count = chosen.get("n_per_level", task.eval_prompts_per_level)
+    levels = chosen.get("levels", (*task.levels, *task.held_out_levels))
     return task.dataset(
-        chosen.get("n_per_level", count), seed=seed, levels=chosen.get("levels", levels)
+        count,
+        seed + _EVALUATION_SEED,
+        levels,
+        exclude=_trained_on(task, count, seed),
+        cache=True,
+        progress=True,
     )
+
+
+def _trained_on(task: Task, count: int, seed: int) -> list[Row]:
+    """The problems of training, for levels small enough to share some and big enough not to.
+
+    Where problems take long to make, there are too many for two seeds to share one.
+    """
+    if isinstance(task, NumberedTask):
+        return []
+    trained = task.prompts_per_level
+    spaces = {level: task.space(level) for level in task.levels}
+    levels = [level for level, space in spaces.items() if space is None or space > trained + count]
+    return [row for level in levels for row in task.generate(level, trained, seed)]
