@@ -184,6 +184,22 @@ def signalled(folder):
     return {"stopped": trainer.stopped_by_signal, "step": trainer.state.global_step}
 
 
+def ppo(folder):
+    """Advantages are normalised over the tokens of both processes."""
+    options = {"advantage_estimator": "ppo", "value_learning_rate": 0.1, "gamma": 0.9}
+    trainer, recorder = make_trainer(folder / "ppo", save_strategy="no", **options)
+    tokens = []
+    add_values = trainer._update.add_values
+
+    def noting(model, rollouts, rewards):
+        add_values(model, rollouts, rewards)
+        tokens.append(torch.cat(rollouts.token_advantages))
+
+    trainer._update.add_values = noting
+    trainer.train()
+    return {**result(trainer, recorder), "tokens": tokens}
+
+
 def unequal_feedback(folder):
     """Q is made to differ; every process must notice."""
     trainer, _ = make_trainer(folder / "unequal", save_strategy="no")

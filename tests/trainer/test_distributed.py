@@ -24,6 +24,7 @@ SCENARIOS = (
     "failing_evaluation",
     "signalled",
     "unequal_feedback",
+    "ppo",
     "dynamic_sampling",
     "dynamic_sampling_odd",
     "dynamic_sampling_failing",
@@ -196,6 +197,18 @@ def test_differing_curricula_are_noticed(results):
     for rank in (0, 1):
         error = results["unequal_feedback"][rank]["error"]
         assert error.startswith("the curriculum differs between the processes (process 0: step 0")
+
+
+def test_ppo_in_two_processes(results):
+    one, two = results["ppo"]
+    assert_same_weights(one, two)
+    assert one["curriculum"] == two["curriculum"]
+    assert float(one["weights"]["value_head.linear.weight"].abs().sum()) > 0
+    for pair in zip(one["tokens"], two["tokens"], strict=True):
+        together = torch.cat(pair)
+        assert float(together.mean()) == pytest.approx(0, abs=1e-5)
+        assert float(together.std()) == pytest.approx(1, abs=1e-3)
+        assert abs(float(pair[0].mean())) > 1e-3
 
 
 @pytest.mark.parametrize(("name", "size"), [("dynamic_sampling", 4), ("dynamic_sampling_odd", 3)])

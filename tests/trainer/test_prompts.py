@@ -92,12 +92,12 @@ def test_chat_without_template_is_joined(make_trainer, caplog):
 
 
 def test_long_prompts_only_are_tokenized_before_training(make_trainer, monkeypatch):
-    from sec_grpo.trainer import collect
+    from sec_grpo.trainer import encoding
 
     seen = []
-    tokenize = collect.tokenize_prompt
+    tokenize = encoding.tokenize_prompt
     monkeypatch.setattr(
-        collect, "tokenize_prompt", lambda prompt, t: seen.append(prompt) or tokenize(prompt, t)
+        encoding, "tokenize_prompt", lambda prompt, t: seen.append(prompt) or tokenize(prompt, t)
     )
     data = [{"prompt": "a" * n, "difficulty": 0} for n in (5, 58, 29, 30, 1)]
     make_trainer(train_dataset=data)  # 64 positions, 6 of them for the completion

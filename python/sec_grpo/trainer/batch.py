@@ -26,6 +26,12 @@ class Rollouts:
     """B tensors (T_i,) float32 under the policy that sampled; None where still on-policy"""
     ref_logprobs: list[torch.Tensor | None] | None = None
     """B tensors (T_i,) float32 under the reference model; None where never needed"""
+    token_advantages: list[torch.Tensor] | None = None
+    """B tensors (T_i,) float32, in place of `advantages`; with a critic"""
+    returns: list[torch.Tensor] | None = None
+    """B tensors (T_i,) float32, what the values should be"""
+    old_values: list[torch.Tensor] | None = None
+    """B tensors (T_i,) float32, the values under the policy that sampled"""
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -116,15 +122,22 @@ def loss_inputs(rollouts: Rollouts, rows: Sequence[int]) -> dict[str, Any]:
     """What the loss of a pack's N completion tokens reads besides the model's states.
 
     Returns:
-        targets (N,), cu_seqlens (b + 1,), advantages (b,), and old_logprobs, ref_logprobs (N,) or
-        None; in_loss: whether any row counts in the loss.
+        targets (N,), cu_seqlens (b + 1,), advantages (b,), or (N,) with a critic; old_logprobs,
+        ref_logprobs, returns and old_values (N,) or None; in_loss: whether any row counts in the
+        loss.
     """
     completions = [rollouts.completion_ids[i] for i in rows]
     lengths = torch.tensor([len(c) for c in completions])
     return {
         "targets": torch.tensor([t for c in completions for t in c]),
         "cu_seqlens": torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
-        "advantages": rollouts.advantages[list(rows)],
+        "advantages": (
+            rollouts.advantages[list(rows)]
+            if rollouts.token_advantages is None
+            else _gathered(rollouts.token_advantages, rows)
+        ),
+        "returns": _gathered(rollouts.returns, rows),
+        "old_values": _gathered(rollouts.old_values, rows),
         "old_logprobs": _gathered(rollouts.old_logprobs, rows),
         "ref_logprobs": _gathered(rollouts.ref_logprobs, rows),
         "in_loss": any(bool(rollouts.in_loss[i]) for i in rows),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,29 +11,29 @@ import torch
 from sec_grpo.curriculum import DynamicSampling
 from sec_grpo.distributed import DistributedCurriculum, Processes
 from sec_grpo.errors import RewardError
-from sec_grpo.ops import GroupAdvantages, group_advantages
 from sec_grpo.trainer.batch import Rollouts
 from sec_grpo.trainer.completions import CompletionLog, ExtraColumns
 from sec_grpo.trainer.config import GRPOConfig
 from sec_grpo.trainer.draws import Draw, deal, dealable
+from sec_grpo.trainer.encoding import Encoder
+from sec_grpo.trainer.estimators import AdvantageEstimator, is_dead
 from sec_grpo.trainer.group_statistics import GroupStatistics
 from sec_grpo.trainer.metrics import MetricStore
-from sec_grpo.trainer.prompts import PromptDataset, is_chat, tokenize_prompt
+from sec_grpo.trainer.prompts import PromptDataset
 from sec_grpo.trainer.rewards import RewardFunctions
-from sec_grpo.trainer.rollout import derive_seed, sample_completions
+from sec_grpo.trainer.rollout import Sampler, derive_seed
+from sec_grpo.trainer.scoring import Scores, everywhere, score
 from sec_grpo.trainer.step_timer import StepTimer
 
 if TYPE_CHECKING:
-    from transformers import (
-        GenerationConfig,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        TrainerState,
-    )
+    from transformers import PreTrainedModel, TrainerState
+
+Critic = Callable[[Rollouts, torch.Tensor], None]
+"""fills in values, returns and token advantages of rollouts from their rewards (B,)"""
 
 
 class RolloutCollector:
-    """Turns a curriculum and reward functions into generation batches, and evaluates.
+    """Turns a curriculum and reward functions into generation batches.
 
     Sampling is seeded by counters (`seed`, the generation's number, the process), so that a batch
     depends on the model and the curriculum alone.
@@ -48,9 +46,10 @@ class RolloutCollector:
         prompts: PromptDataset,
         rewards: RewardFunctions,
         curriculum: DistributedCurriculum,
-        tokenizer: PreTrainedTokenizerBase,
-        generation_config: GenerationConfig,
-        max_positions: int | None,
+        encoder: Encoder,
+        sampler: Sampler,
+        estimator: AdvantageEstimator,
+        critic: Critic | None,
         processes: Processes,
         metrics: MetricStore,
         timer: StepTimer,
@@ -61,9 +60,10 @@ class RolloutCollector:
         self._prompts = prompts
         self._rewards = rewards
         self._curriculum = curriculum
-        self._tokenizer = tokenizer
-        self._generation_config = generation_config
-        self._max_positions = max_positions
+        self._encoder = encoder
+        self._sampler = sampler
+        self._estimator = estimator
+        self._critic = critic
         self._processes = processes
         self._metrics = metrics
         self._timer = timer
@@ -89,35 +89,72 @@ class RolloutCollector:
             RewardError: a reward function failed on any process; the curriculum is then as it was
                 before the call, on every process.
         """
-        args = self._args
         before_draw = self._curriculum.state_dict()
-        gate = DynamicSampling(max_refills=args.dynamic_sampling_refills)
-        batch = gate.start(args.num_prompts)
-        draws: list[Draw] = []
         try:
-            while batch.num_missing:
-                stream = f"refill {len(draws)}" if draws else "rollout"
-                seed = self.derive_seed(stream, generation)
-                draws.append(self._draw(model, batch.num_missing, seed, trainer_state))
-                batch.add(draws[-1].indices, rewards=draws[-1].rewards)
+            draws, indices, groups = self._draws(model, generation, trainer_state)
         except RewardError:
             self._curriculum.load_state_dict(before_draw)
             raise
         rewards = torch.cat([draw.rewards for draw in draws])
-        result = self._advantages(rewards)
+        everything = np.arange(len(rewards))
+        rollouts = None
+        if self._critic is None:
+            advantages = self._advantages(draws, rewards, indices, everything)
+        else:
+            rollouts = self._rollouts(draws, indices, everything, None)
+            advantages = self._criticise(rollouts, rewards)
+        self._observe(indices, advantages, rewards)
+        self._record_draws(draws, rewards)
+        if rollouts is None:
+            # Again, and not those that the curriculum saw: scale "batch" is that trained on.
+            advantages = self._advantages(draws, rewards, indices, groups)
+            rollouts = self._rollouts(draws, indices, groups, advantages)
+        self._estimator.update(rewards, self._roles(indices))
+        if self._completion_log is not None:
+            step = trainer_state.global_step + 1
+            self._log_completions(draws, indices, groups, advantages.flatten(), step)
+        return rollouts
+
+    def _draws(
+        self, model: PreTrainedModel, generation: int, trainer_state: TrainerState
+    ) -> tuple[list[Draw], np.ndarray, np.ndarray]:
+        """Draws, their M prompts, and the positions (P,) among these of those to train on."""
+        num_prompts = self._args.num_prompts
+        if not self._args.dynamic_sampling_refills:
+            seed = self.derive_seed("rollout", generation)
+            draw = self._draw(model, num_prompts, seed, trainer_state)
+            return [draw], draw.indices, np.arange(num_prompts)
+        gate = DynamicSampling(max_refills=self._args.dynamic_sampling_refills)
+        batch = gate.start(num_prompts)
+        draws: list[Draw] = []
+        while batch.num_missing:
+            stream = f"refill {len(draws)}" if draws else "rollout"
+            seed = self.derive_seed(stream, generation)
+            draws.append(self._draw(model, batch.num_missing, seed, trainer_state))
+            batch.add(draws[-1].indices, rewards=draws[-1].rewards)
+        for name, value in batch.metrics().items():
+            self._metrics.add(f"dynamic_sampling/{name}", value)
+        return draws, batch.indices, batch.selected()
+
+    def _observe(
+        self, indices: np.ndarray, advantages: torch.Tensor, rewards: torch.Tensor
+    ) -> None:
+        """Give all groups (M,) to the curriculum; advantages and rewards (M, G)."""
         with self._timer.part("curriculum"):
             self._curriculum.observe_gathered(
-                batch.indices,
-                advantages=result.advantages.reshape(rewards.shape).numpy(),
-                rewards=rewards.numpy(),
+                indices, advantages=advantages.numpy(), rewards=rewards.numpy()
             )
-        arms = self._curriculum.curriculum.arm_indices(batch.indices)
+        arms = self._curriculum.curriculum.arm_indices(indices)
         self.groups.add(arms, rewards.numpy())
-        self._record_draws(draws, rewards, result.dead)
-        if args.dynamic_sampling_refills:
-            for name, value in batch.metrics().items():
-                self._metrics.add(f"dynamic_sampling/{name}", value)
-        return self._rollouts(draws, batch.indices, rewards, batch.selected(), trainer_state)
+
+    def _criticise(self, rollouts: Rollouts, rewards: torch.Tensor) -> torch.Tensor:
+        """(M, G) mean |A| over each completion's tokens, which the curriculum learns from."""
+        assert self._critic is not None
+        with self._timer.part("logprobs"):
+            self._critic(rollouts, self._processes.local_slice(rewards.flatten()))
+        assert rollouts.token_advantages is not None
+        sizes = torch.stack([a.abs().mean() for a in rollouts.token_advantages])
+        return self._processes.gather(sizes).reshape(rewards.shape)
 
     def _draw(
         self, model: PreTrainedModel, num_prompts: int, seed: int, trainer_state: TrainerState
@@ -129,21 +166,26 @@ class RolloutCollector:
             indices = self._curriculum.draw(count)
         local = self._processes.local_slice(np.repeat(indices, args.num_generations))
         rows = [self._prompts.row(i) for i in local]
-        prompt_ids = self._tokenize(rows, local)
+        prompt_ids = self._encoder.encode(rows, local)
         with self._timer.part("rollout"):
-            completion_ids = sample_completions(
-                model,
-                prompt_ids,
-                self._generation_config,
-                seed=seed,
-                batch_size=args.rollout_batch_size,
-            )
-        completions = self._decode(rows, completion_ids)
+            completion_ids = self._sampler.sample(model, prompt_ids, seed)
+        completions = self._encoder.decode(rows, completion_ids)
         extra = ExtraColumns(len(rows))
-        with self._timer.part("reward"):
-            rewards, each = self._score_everywhere(
-                rows, completions, completion_ids, trainer_state, extra
+
+        def judge() -> Scores:
+            return score(
+                self._prompts,
+                self._rewards,
+                rows,
+                completions,
+                completion_ids,
+                trainer_state,
+                log_metric=self._metrics.add,
+                log_extra=extra,
             )
+
+        with self._timer.part("reward"):
+            rewards, each = everywhere(self._processes, judge)
             all_rewards = self._processes.gather(torch.as_tensor(rewards, dtype=torch.float32))
             all_each = self._processes.gather(torch.as_tensor(each)).numpy()
         logged = None
@@ -168,207 +210,59 @@ class RolloutCollector:
             for name in dict.fromkeys(name for part in parts for name in part)
         }
 
-    def _advantages(self, rewards: torch.Tensor) -> GroupAdvantages:
-        return group_advantages(rewards, scale=self._args.scale_rewards)  # type: ignore[arg-type]
+    def _advantages(
+        self, draws: list[Draw], rewards: torch.Tensor, indices: np.ndarray, groups: Any
+    ) -> torch.Tensor:
+        """Advantages (P, G) of some `groups` (P,) of the M drawn, from the estimator."""
+        each = np.concatenate([draw.each for draw in draws])
+        roles = self._roles(indices)
+        chosen = [roles[k] for k in groups]
+        return self._estimator(rewards[groups], each[groups], chosen)
+
+    def _roles(self, indices: np.ndarray) -> list[Any]:
+        """Whose baseline each prompt's rewards are compared with."""
+        column = self._args.baseline_column
+        if column is None:
+            return [self._prompts.categories[i] for i in indices]
+        return [self._prompts.row(i)[column] for i in indices]
 
     def _rollouts(
         self,
         draws: list[Draw],
         indices: np.ndarray,
-        rewards: torch.Tensor,
         groups: np.ndarray,
-        trainer_state: TrainerState,
+        advantages: torch.Tensor | None,
     ) -> Rollouts:
         """This process's part of the batch that `groups` (P,) make, of M drawn.
 
-        `indices` (M,) and `rewards` (M, G) are those of all groups.
+        `indices` (M,) are those of all groups; `advantages` (P, G), 0 without them.
         """
         size = self._args.num_generations
         processes = self._processes
         completion_ids = deal(draws, (groups[:, None] * size + np.arange(size)).ravel(), processes)
         local = processes.local_slice(np.repeat(indices[groups], size))
         rows = [self._prompts.row(i) for i in local]
-        finished = torch.tensor([self._is_finished(ids) for ids in completion_ids])
-        # Again, and not those that the curriculum saw: "batch" scales by the batch trained on.
-        advantages = self._advantages(rewards[groups]).advantages.flatten()
-        if self._completion_log is not None:
-            self._log_completions(draws, indices, groups, advantages, trainer_state.global_step + 1)
+        if advantages is None:
+            advantages = torch.zeros(len(groups), size)
+        in_loss = torch.ones(len(completion_ids), dtype=torch.bool)
+        if self._args.mask_truncated_completions:
+            in_loss = torch.tensor([self._sampler.is_finished(ids) for ids in completion_ids])
         return Rollouts(
-            self._tokenize(rows, local),
+            self._encoder.encode(rows, local),
             completion_ids,
-            advantages=processes.local_slice(advantages).clone(),
-            in_loss=(
-                finished if self._args.mask_truncated_completions else torch.ones_like(finished)
-            ),
+            advantages=processes.local_slice(advantages.flatten()).clone(),
+            in_loss=in_loss,
         )
-
-    def evaluate(
-        self,
-        model: PreTrainedModel,
-        prompts: PromptDataset,
-        rewards: RewardFunctions,
-        trainer_state: TrainerState,
-    ) -> np.ndarray:
-        """Rewards (N,) of one completion per row; the rows are dealt to the processes in turn.
-
-        Raises:
-            RewardError: a reward function failed on any process.
-        """
-        config = copy.deepcopy(self._generation_config)
-        if self._args.eval_temperature > 0:
-            config.temperature = self._args.eval_temperature
-        else:
-            config.do_sample = False
-            config.temperature = config.top_p = config.top_k = config.min_p = None
-        processes = self._processes
-        indices = list(range(processes.rank, len(prompts), processes.size))
-        out = np.full(math.ceil(len(prompts) / processes.size), math.nan)
-        size = self._args.per_device_eval_batch_size
-        failure: RewardError | None = None
-        try:
-            for start in range(0, len(indices), size):
-                chunk = indices[start : start + size]
-                rows = [prompts.row(i) for i in chunk]
-                seed = self.derive_seed("evaluation", start)
-                ids = sample_completions(model, self._tokenize(rows, chunk), config, seed=seed)
-                completions = self._decode(rows, ids)
-                scores, _ = self._score(prompts, rewards, rows, completions, ids, trainer_state)
-                out[start : start + len(chunk)] = scores
-        except RewardError as error:
-            failure = error
-        self._raise_everywhere(failure)
-        gathered = processes.gather(torch.as_tensor(out)).numpy()
-        return gathered.reshape(processes.size, -1).T.reshape(-1)[: len(prompts)]
-
-    def check_reward_funcs(
-        self, prompts: PromptDataset, rewards: RewardFunctions, trainer_state: TrainerState
-    ) -> None:
-        """Call reward functions on empty completions of the first row.
-
-        Raises:
-            RewardError: they fail or return something other than one reward per completion.
-        """
-        rows = [prompts.row(0)] * self._args.num_generations
-        try:
-            ids: list[list[int]] = [[] for _ in rows]
-            self._score(prompts, rewards, rows, self._decode(rows, ids), ids, trainer_state)
-        except RewardError as error:
-            raise RewardError(
-                f"{error}. This was the check on empty completions before training; if only those "
-                "are the matter, set check_reward_funcs=False"
-            ) from error
-
-    def check_prompts(self, prompts: PromptDataset) -> None:
-        """Tokenize the first prompt and those that may not fit the model's positions.
-
-        A prompt is taken to fit unseen when its UTF-8 bytes are at most half of what is left for
-        it: tokens are no more than bytes, and the other half is for the chat template.
-
-        Raises:
-            ValueError: a prompt does not fit, or the tokenizer cannot take the first.
-        """
-        fits = math.inf
-        if self._max_positions is not None:
-            fits = (self._max_positions - self._args.max_completion_length) / 2
-        long = [i for i, length in enumerate(prompts.lengths) if length > fits]
-        for index in dict.fromkeys([0, *long]):
-            self._tokenize([prompts.row(index)], [index])
 
     def derive_seed(self, stream: str, counter: int) -> int:
         """The seed of one use of randomness in this process."""
         return derive_seed(self._seed, stream, counter, self._processes.rank)
 
-    def _tokenize(self, rows: list[dict[str, Any]], indices: Any) -> list[list[int]]:
-        cache: dict[int, list[int]] = {}
-        for index, row in zip(map(int, indices), rows, strict=True):
-            if index not in cache:
-                cache[index] = tokenize_prompt(row["prompt"], self._tokenizer)
-                self._check_length(index, len(cache[index]))
-        return [cache[int(index)] for index in indices]
-
-    def _check_length(self, index: int, length: int) -> None:
-        new = self._args.max_completion_length
-        if self._max_positions is not None and length + new > self._max_positions:
-            raise ValueError(
-                f"row {index}: the prompt's {length} tokens and max_completion_length={new} exceed "
-                f"the model's {self._max_positions} positions; shorten the prompt or the completion"
-            )
-
-    def _raise_everywhere(self, failure: RewardError | None) -> None:
-        """Raise on every process when one has a failure, so that none waits for ever."""
-        if self._processes.sum(int(failure is not None)) != [0]:
-            raise failure or RewardError("a reward function failed on another process")
-
-    def _score_everywhere(
-        self,
-        rows: list[dict[str, Any]],
-        completions: list[Any],
-        completion_ids: list[list[int]],
-        state: TrainerState,
-        extra: ExtraColumns,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`_score` of training rows, failing on every process when it fails on one."""
-        failure: RewardError | None = None
-        scored = None
-        try:
-            scored = self._score(
-                self._prompts,
-                self._rewards,
-                rows,
-                completions,
-                completion_ids,
-                state,
-                log_metric=self._metrics.add,
-                log_extra=extra,
-            )
-        except RewardError as error:
-            failure = error
-        self._raise_everywhere(failure)
-        assert scored is not None
-        return scored
-
-    def _decode(self, rows: list[dict[str, Any]], completion_ids: list[list[int]]) -> list[Any]:
-        """Completions as reward functions get them: text, or a message where the prompt is chat."""
-        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        return [
-            [{"role": "assistant", "content": text}] if is_chat(row["prompt"]) else text
-            for row, text in zip(rows, texts, strict=True)
-        ]
-
-    def _score(
-        self,
-        prompts: PromptDataset,
-        rewards: RewardFunctions,
-        rows: list[dict[str, Any]],
-        completions: list[Any],
-        completion_ids: list[list[int]],
-        trainer_state: TrainerState,
-        *,
-        log_metric: Callable[[str, float], None] | None = None,
-        log_extra: Callable[[str, Sequence[Any]], None] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards of completions of `rows` of `prompts`."""
-        passed = ("prompt", "completion", "completion_ids")
-        names = [name for name in prompts.columns if name not in passed]
-        return rewards(
-            prompts=[row["prompt"] for row in rows],
-            completions=completions,
-            completion_ids=completion_ids,
-            columns={name: [row.get(name) for row in rows] for name in names},
-            trainer_state=trainer_state,
-            log_metric=log_metric,
-            log_extra=log_extra,
-        )
-
-    def _is_finished(self, ids: list[int]) -> bool:
-        eos = self._generation_config.eos_token_id
-        return bool(ids) and ids[-1] in (eos if isinstance(eos, list) else [eos])
-
-    def _record_draws(self, draws: list[Draw], rewards: torch.Tensor, dead: torch.Tensor) -> None:
-        """Record rewards and lengths of all draws: rewards (M, G), dead (M,)."""
+    def _record_draws(self, draws: list[Draw], rewards: torch.Tensor) -> None:
+        """Record rewards (M, G) and lengths of all draws."""
         self._metrics.add("reward", rewards.mean())
         self._metrics.add("reward_std", rewards.std())
-        self._metrics.add("frac_reward_zero_std", dead.float().mean())
+        self._metrics.add("frac_reward_zero_std", is_dead(rewards).float().mean())
         each = np.concatenate([draw.each for draw in draws])
         for k, name in enumerate(self._rewards.names):
             applies = each[..., k][~np.isnan(each[..., k])]
@@ -382,7 +276,7 @@ class RolloutCollector:
     def _record_lengths(self, completion_ids: list[list[int]]) -> None:
         """Record lengths in tokens; "terminated" are the completions that ended by themselves."""
         lengths = self._processes.gather(torch.tensor([len(ids) for ids in completion_ids]))
-        finished = torch.tensor([self._is_finished(ids) for ids in completion_ids])
+        finished = torch.tensor([self._sampler.is_finished(ids) for ids in completion_ids])
         ended = self._processes.gather(finished)
         self.num_completion_tokens += int(lengths.sum())
         self.num_tokens += int(lengths.sum())

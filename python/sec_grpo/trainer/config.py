@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+from sec_grpo.trainer.config_checks import LOSS_TYPES, check_choice, check_ranges
+from sec_grpo.trainer.estimators import DEFAULT_SCALES
 
 
 @dataclass
@@ -173,9 +173,46 @@ class GRPOConfig(TrainingArguments):
     importance_sampling_level: Literal["token", "sequence"] = field(
         default="token", metadata={"help": "Ratio per token (GRPO) or per sequence (GSPO)."}
     )
-    scale_rewards: str = field(
-        default="group",
-        metadata={"help": "Divide advantages by the std of the group, the batch, or none."},
+    scale_rewards: str | None = field(
+        default=None,
+        metadata={
+            "help": "Divide advantages by the std of the group, the batch, or none. Default: as "
+            "the estimator is published, which is group for grpo."
+        },
+    )
+    advantage_estimator: str = field(
+        default="grpo",
+        metadata={
+            "help": f"Where advantages come from: {', '.join(DEFAULT_SCALES)}; see docs/trainer.md."
+        },
+    )
+    multi_objective_aggregation: str = field(
+        default="sum_then_normalize",
+        metadata={
+            "help": "sum_then_normalize, or normalize_then_sum (GDPO): normalise each reward "
+            "function's rewards in their group, add them weighted, and normalise the batch."
+        },
+    )
+    baseline_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that names a row's role, for advantage_estimator=role. Default: the "
+            "row's category."
+        },
+    )
+    baseline_decay: float = field(
+        default=0.95, metadata={"help": "lambda of a role's baseline b <- lambda b + (1-lambda) R."}
+    )
+    gamma: float = field(default=1.0, metadata={"help": "PPO: discount per token."})
+    lam: float = field(default=1.0, metadata={"help": "PPO: lambda of the advantages (GAE)."})
+    vf_coef: float = field(default=0.1, metadata={"help": "PPO: weight of the value loss."})
+    cliprange_value: float | None = field(
+        default=0.2,
+        metadata={"help": "PPO: most that the value loss lets a value move; None does not clip."},
+    )
+    value_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "PPO: learning rate of the value head. Default: learning_rate."},
     )
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward function; default: 1."}
@@ -197,6 +234,9 @@ class GRPOConfig(TrainingArguments):
 
     eval_temperature: float = field(
         default=0.0, metadata={"help": "Sampling temperature of evaluation; 0 is greedy."}
+    )
+    num_generations_eval: int = field(
+        default=1, metadata={"help": "Completions per prompt in evaluation, whose mean counts."}
     )
     check_reward_funcs: bool = field(
         default=True,
@@ -226,22 +266,21 @@ class GRPOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
-        if isinstance(self.scale_rewards, bool):
-            self.scale_rewards = "group" if self.scale_rewards else "none"
-        self.scale_rewards = {"true": "group", "false": "none"}.get(
-            str(self.scale_rewards).lower(), self.scale_rewards
-        )
-        _check_choice("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
-        _check_choice("loss_type", self.loss_type, LOSS_TYPES)
-        _check_choice(
-            "importance_sampling_level", self.importance_sampling_level, ("token", "sequence")
-        )
+        check_choice("advantage_estimator", self.advantage_estimator, tuple(DEFAULT_SCALES))
+        self.scale_rewards = self._scale()
+        check_ranges(self)
         # The data loader is only a clock: setting it forward costs nothing and keeps the epoch.
         self.ignore_data_skip = False
         self.remove_unused_columns = False
         super().__post_init__()
         self._resolve_batches()
+
+    def _scale(self) -> str:
+        """`scale_rewards` by name: TRL also takes True and False, for group and none."""
+        if self.scale_rewards is None:
+            return DEFAULT_SCALES[self.advantage_estimator]
+        named = str(self.scale_rewards).lower()
+        return {"true": "group", "false": "none"}.get(named, named)
 
     def _resolve_batches(self) -> None:
         per_micro_step = self.per_device_train_batch_size * self.world_size
@@ -301,102 +340,3 @@ GRPOConfig._VALID_DICT_FIELDS = [
     "generation_kwargs",
     "model_init_kwargs",
 ]
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-
-
-def _check_ranges(config: GRPOConfig) -> None:
-    if config.num_generations < 2:
-        raise ValueError(
-            f"num_generations must be at least 2, got {config.num_generations}: an advantage "
-            "compares the completions of one prompt with each other"
-        )
-    for name in (
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "max_completion_length",
-        "num_iterations",
-    ):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    for name in (
-        "steps_per_generation",
-        "generation_batch_size",
-        "rollout_batch_size",
-        "max_tokens_per_micro_batch",
-    ):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1 or unset, got {value}")
-    refills = config.dynamic_sampling_refills
-    if isinstance(refills, bool) or not isinstance(refills, int) or refills < 0:
-        raise ValueError(
-            f"dynamic_sampling_refills must be an integer of at least 0, got {refills!r}"
-        )
-    if config.auto_find_batch_size:
-        raise ValueError(
-            "auto_find_batch_size must be False: a generation batch is laid out for one batch "
-            "size. Lower per_device_train_batch_size and raise gradient_accumulation_steps instead"
-        )
-    if not 0 < config.temperature < math.inf:
-        raise ValueError(
-            f"temperature must be above 0, got {config.temperature}: greedy rollouts of one "
-            "prompt are all the same and teach nothing"
-        )
-    if not 0 <= config.eval_temperature < math.inf:
-        raise ValueError(f"eval_temperature must be 0 or above, got {config.eval_temperature}")
-    shown = config.num_completions_to_print
-    if shown is not None and shown < 0:
-        raise ValueError(f"num_completions_to_print must be 0 or above, or None, got {shown}")
-    if not math.isfinite(config.success_threshold):
-        raise ValueError(f"success_threshold must be finite, got {config.success_threshold}")
-    if not 0 < config.top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {config.top_p}")
-    if config.top_k < 0:
-        raise ValueError(f"top_k must be 0 (every token) or above, got {config.top_k}")
-    if config.min_p is not None and not 0 <= config.min_p <= 1:
-        raise ValueError(f"min_p must be in [0, 1] or unset, got {config.min_p}")
-    if not 0 < config.repetition_penalty < math.inf:
-        raise ValueError(f"repetition_penalty must be above 0, got {config.repetition_penalty}")
-    _check_loss_ranges(config)
-
-
-def _check_loss_ranges(config: GRPOConfig) -> None:
-    if not 0 <= config.epsilon <= 1:
-        raise ValueError(f"epsilon must be in [0, 1], got {config.epsilon}")
-    for name in ("epsilon_high", "beta"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be 0 or above, got {value}")
-    above_0 = ["sapo_temperature_pos", "sapo_temperature_neg"]
-    above_0 += ["vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"]
-    for name in above_0:
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
-    threshold = config.off_policy_mask_threshold
-    if threshold is not None and not 0 < threshold < math.inf:
-        raise ValueError(f"off_policy_mask_threshold must be above 0 or unset, got {threshold}")
-    if not 0 < config.top_entropy_quantile <= 1:
-        raise ValueError(
-            f"top_entropy_quantile must be in (0, 1], got {config.top_entropy_quantile}"
-        )
-    level = {"luspo": "sequence", "vespo": "token"}.get(config.loss_type)
-    if level is not None and config.importance_sampling_level != level:
-        raise ValueError(
-            f"importance_sampling_level must be {level!r} with loss_type={config.loss_type!r}, got "
-            f"{config.importance_sampling_level!r}"
-        )
-    if config.delta is not None:
-        if config.loss_type in ("cispo", "sapo", "vespo"):
-            raise ValueError(
-                f"delta must be unset with loss_type={config.loss_type!r}, which bounds the ratio "
-                f"in its own way, got {config.delta}"
-            )
-        high = config.epsilon if config.epsilon_high is None else config.epsilon_high
-        if not 1 + high <= config.delta < math.inf:
-            raise ValueError(
-                f"delta must be at least 1 + epsilon_high ({1 + high:g}), got {config.delta}"
-            )

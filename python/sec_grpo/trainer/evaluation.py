@@ -1,13 +1,131 @@
-"""What an evaluation reports: mean rewards, in all and per category."""
+"""Evaluation: mean rewards of completions, in all and per category."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from sec_grpo.distributed import Processes
+from sec_grpo.errors import RewardError
+from sec_grpo.trainer.encoding import Encoder
+from sec_grpo.trainer.prompts import PromptDataset
+from sec_grpo.trainer.rewards import RewardFunctions
+from sec_grpo.trainer.rollout import Sampler, derive_seed
+from sec_grpo.trainer.scoring import everywhere, score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerState
+
+
+class Evaluator:
+    """Samples completions of the rows of a data set and has them judged.
+
+    Args:
+        batch_size: rows a process samples at a time.
+        num_generations: completions a row.
+        sharded: whether sampling is a collective of all processes, which then sample equally often.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        sampler: Sampler,
+        processes: Processes,
+        batch_size: int,
+        num_generations: int,
+        sharded: bool,
+        seed: int,
+    ) -> None:
+        self._encoder = encoder
+        self._sampler = sampler
+        self._processes = processes
+        self._batch_size = batch_size
+        self._num_generations = num_generations
+        self._sharded = sharded
+        self._seed = seed
+
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        prompts: PromptDataset,
+        rewards: RewardFunctions,
+        trainer_state: TrainerState,
+    ) -> NDArray[np.float64]:
+        """Mean rewards (N,) of the rows, which are dealt to the processes in turn.
+
+        Raises:
+            RewardError: a reward function failed on any process.
+        """
+        processes = self._processes
+        most = math.ceil(len(prompts) / processes.size)
+        out = np.full(most, math.nan)
+        failures: list[RewardError] = []
+
+        def judge_all() -> None:
+            for start in range(0, most, self._batch_size):
+                stop = min(start + self._batch_size, most)
+                places = [k * processes.size + processes.rank for k in range(start, stop)]
+                rows = [i for i in places if i < len(prompts)]
+                seed = derive_seed(self._seed, "evaluation", start, processes.rank)
+                ids = self._sample(model, prompts, rows, len(places), seed)
+                if failures:
+                    continue  # sampling goes on: where it is collective, others wait for it
+                try:
+                    scores = self._judge(prompts, rewards, trainer_state, rows, ids)
+                    out[start : start + len(rows)] = scores
+                except RewardError as error:
+                    failures.append(error)
+                    if not self._sharded:
+                        break
+            if failures:
+                raise failures[0]
+
+        everywhere(processes, judge_all)
+        gathered = processes.gather(torch.as_tensor(out)).numpy()
+        return gathered.reshape(processes.size, -1).T.reshape(-1)[: len(prompts)]
+
+    def _sample(
+        self,
+        model: PreTrainedModel,
+        prompts: PromptDataset,
+        indices: list[int],
+        count: int,
+        seed: int,
+    ) -> list[list[int]]:
+        """Completions of rows, each `num_generations` times.
+
+        Where sampling is collective the first row makes up for what is missing to `count`.
+        """
+        padded = indices + [0] * (count - len(indices)) if self._sharded else indices
+        places = [i for i in padded for _ in range(self._num_generations)]
+        if not places:
+            return []
+        prompt_ids = self._encoder.encode([prompts.row(i) for i in places], places)
+        ids = self._sampler.sample(model, prompt_ids, seed)
+        return ids[: len(indices) * self._num_generations]
+
+    def _judge(
+        self,
+        prompts: PromptDataset,
+        rewards: RewardFunctions,
+        trainer_state: TrainerState,
+        indices: list[int],
+        ids: list[list[int]],
+    ) -> NDArray[np.float64]:
+        """Mean rewards of rows, whose completions follow each other."""
+        if not indices:
+            return np.zeros(0)
+        rows = [prompts.row(i) for i in indices for _ in range(self._num_generations)]
+        completions = self._encoder.decode(rows, ids)
+        scores, _ = score(prompts, rewards, rows, completions, ids, trainer_state)
+        return scores.reshape(-1, self._num_generations).mean(axis=1)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class GroupStatistics:
         size = rewards.shape[1]
         groups = np.bincount(arms, minlength=num_arms)
         deviation = np.abs(rewards - rewards.mean(axis=1, keepdims=True)).mean(axis=1)
-        std = rewards.std(axis=1, ddof=1)
+        std = rewards.std(axis=1, ddof=1) if size > 1 else np.zeros(len(rewards))
         successes = (rewards >= self._threshold).sum(axis=1)
 
         def total(values: NDArray[Any]) -> NDArray[Any]:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import (
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -37,25 +38,36 @@ from sec_grpo.trainer.batch import Rollouts, to_device
 from sec_grpo.trainer.collect import RolloutCollector
 from sec_grpo.trainer.completions import CompletionLog
 from sec_grpo.trainer.config import GRPOConfig
-from sec_grpo.trainer.evaluation import by_category
+from sec_grpo.trainer.critic import (
+    add_value_head,
+    separate_group,
+    value_head,
+    without_value_head,
+)
+from sec_grpo.trainer.encoding import Encoder
+from sec_grpo.trainer.evaluation import Evaluator, by_category
 from sec_grpo.trainer.layout import find_layout
 from sec_grpo.trainer.metrics import MetricStore
-from sec_grpo.trainer.policy import check_lm_head
+from sec_grpo.trainer.policy import base_model, check_lm_head
 from sec_grpo.trainer.prompts import Category, PromptDataset
 from sec_grpo.trainer.resumable import ResumableTrainer
 from sec_grpo.trainer.rewards import RewardFunc, RewardFunctions
+from sec_grpo.trainer.rollout import Sampler
 from sec_grpo.trainer.run_log import RunRecorder
+from sec_grpo.trainer.scoring import check_reward_funcs
 from sec_grpo.trainer.setup import (
     check_arguments,
     has_dropout,
     load_model,
     load_tokenizer,
     make_curriculum,
+    make_estimator,
     make_generation_config,
     max_positions,
     parameter_digest,
     reference_model,
     refuse_unsupported_model,
+    warn_of_estimator,
 )
 from sec_grpo.trainer.step_timer import StepTimer
 from sec_grpo.trainer.update import Pack, PolicyUpdate
@@ -117,9 +129,13 @@ class GRPOTrainer(ResumableTrainer):
             self._eval_rewards = RewardFunctions(eval_reward_funcs, None)
         self.generation_seed = args.seed if args.generation_seed is None else args.generation_seed
         self.curriculum = make_curriculum(curriculum, self._prompts, args, self.generation_seed)
+        warn_of_estimator(self.curriculum.strategy, args)
+        self._prompts.require_column(args.baseline_column, "baseline_column")
         processing_class = load_tokenizer(model, processing_class)
         model = load_model(model, args, peft_config)
         self._reference = reference_model(model, args.beta)
+        if args.advantage_estimator == "ppo":
+            add_value_head(model, base_model(model).config.get_text_config().hidden_size)
         super().__init__(
             model=model,
             args=args,
@@ -150,7 +166,6 @@ class GRPOTrainer(ResumableTrainer):
             if args.fused_lm_head:
                 check_lm_head(self.model, torch.tensor([[0, 1]], device=args.device))
             layout = find_layout(self.model, args.padding_free)
-        generation_config = make_generation_config(self.model, tokenizer, args)
         self._metrics = MetricStore()
         self._timer = StepTimer(self._metrics, args.device)
         self.add_callback(self._timer)
@@ -162,23 +177,7 @@ class GRPOTrainer(ResumableTrainer):
                 unique_prompts=args.log_unique_prompts,
                 report_to=args.report_to,
             )
-        self._collector = RolloutCollector(
-            args=args,
-            prompts=self._prompts,
-            rewards=self._rewards,
-            curriculum=DistributedCurriculum(self.curriculum, accelerator=self.accelerator),
-            tokenizer=tokenizer,
-            generation_config=generation_config,
-            max_positions=max_positions(self.model),
-            processes=self._processes,
-            metrics=self._metrics,
-            timer=self._timer,
-            completion_log=self._completion_log,
-            seed=self.generation_seed,
-        )
-        for rows in (self._prompts, self._eval_prompts):
-            if rows is not None:
-                self._collector.check_prompts(rows)
+        generation_config = make_generation_config(self.model, tokenizer, args)
         self._update = PolicyUpdate(
             args=args,
             accelerator=self.accelerator,
@@ -189,10 +188,56 @@ class GRPOTrainer(ResumableTrainer):
             sharded=sharded,
             has_dropout=has_dropout(self.model),
         )
+        self._prepare_rollouts(tokenizer, generation_config, sharded)
         self._recorder = RunRecorder(
             args.output_dir, self.curriculum, enabled=self.is_world_process_zero()
         )
         self._rollouts: Rollouts | None = None
+
+    def _prepare_rollouts(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        generation_config: GenerationConfig,
+        sharded: bool,
+    ) -> None:
+        args = self.args
+        self._encoder = Encoder(
+            tokenizer,
+            max_positions=max_positions(self.model),
+            max_completion_length=args.max_completion_length,
+        )
+        for rows in (self._prompts, self._eval_prompts):
+            if rows is not None:
+                self._encoder.check(rows)
+        sampler = Sampler(generation_config, batch_size=args.rollout_batch_size)
+        self._estimator = make_estimator(args, len(self._rewards.names))
+        self._collector = RolloutCollector(
+            args=args,
+            prompts=self._prompts,
+            rewards=self._rewards,
+            curriculum=DistributedCurriculum(self.curriculum, accelerator=self.accelerator),
+            encoder=self._encoder,
+            sampler=sampler,
+            estimator=self._estimator,
+            critic=self._criticise if args.advantage_estimator == "ppo" else None,
+            processes=self._processes,
+            metrics=self._metrics,
+            timer=self._timer,
+            completion_log=self._completion_log,
+            seed=self.generation_seed,
+        )
+        self._evaluator = Evaluator(
+            encoder=self._encoder,
+            sampler=sampler.at_temperature(args.eval_temperature, None),
+            processes=self._processes,
+            batch_size=args.per_device_eval_batch_size,
+            num_generations=args.num_generations_eval,
+            sharded=sharded,
+            seed=self.generation_seed,
+        )
+
+    def _criticise(self, rollouts: Rollouts, rewards: torch.Tensor) -> None:
+        self._update.add_values(self.model_wrapped, rollouts, rewards)
 
     def _updates_per_epoch(self) -> int:
         """Optimizer steps in which as many prompts are drawn as there are, rounded up."""
@@ -213,11 +258,11 @@ class GRPOTrainer(ResumableTrainer):
     def check_before_training(self) -> None:
         """Call the reward functions once on empty completions."""
         if self.args.check_reward_funcs:
-            self._collector.check_reward_funcs(self._prompts, self._rewards, self.state)
-            if self._eval_prompts is not None:
-                self._collector.check_reward_funcs(
-                    self._eval_prompts, self._eval_rewards, self.state
-                )
+            pairs = [(self._prompts, self._rewards), (self._eval_prompts, self._eval_rewards)]
+            for rows, funcs in pairs:
+                if rows is not None:
+                    count = self.args.num_generations
+                    check_reward_funcs(rows, funcs, self._encoder, self.state, count)
 
     def before_training(self, path: Path | None, step: int) -> None:
         """Open the run's logs."""
@@ -315,7 +360,7 @@ class GRPOTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Mean evaluation reward, in all and per category, over one completion a prompt.
+        """Mean evaluation reward, in all and per category.
 
         Args:
             eval_dataset: rows to evaluate instead of the trainer's `eval_dataset`.
@@ -331,7 +376,7 @@ class GRPOTrainer(ResumableTrainer):
             raise ValueError("evaluate needs an eval_dataset, here or in the trainer")
         started = time.perf_counter()
         try:
-            rewards = self._collector.evaluate(
+            rewards = self._evaluator.evaluate(
                 self.accelerator.unwrap_model(self.model), prompts, self._eval_rewards, self.state
             )
         except RewardError:
@@ -371,12 +416,15 @@ class GRPOTrainer(ResumableTrainer):
     # ---- Checkpoints --------------------------------------------------------------------------
 
     def own_state(self) -> dict[str, Any]:
-        """The curriculum, and counters."""
+        """The curriculum, the estimator, the value head, and counters."""
+        head = value_head(self.model)
         return {
             "curriculum": self.curriculum.state_dict(),
             "num_tokens": self._collector.num_tokens,
             "num_completion_tokens": self._collector.num_completion_tokens,
             "elapsed": self._recorder.elapsed,
+            "estimator": self._estimator.state_dict(),
+            "value_head": None if head is None else head.state_dict(),
         }
 
     def restore_own_state(self, state: dict[str, Any], path: Path) -> None:
@@ -388,6 +436,24 @@ class GRPOTrainer(ResumableTrainer):
         self._collector.num_tokens = state["num_tokens"]
         self._collector.num_completion_tokens = state["num_completion_tokens"]
         self._recorder.restore(state["elapsed"])
+        self._estimator.load_state_dict(state["estimator"])
+        head = value_head(self.model)
+        if head is not None:
+            head.load_state_dict(state["value_head"])
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's, with a learning rate of its own for the value head."""
+        optimizer = super().create_optimizer(*([] if model is None else [model]))
+        head = value_head(self.model)
+        if head is not None and self.args.value_learning_rate is not None:
+            separate_group(optimizer, list(head.parameters()), self.args.value_learning_rate)
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the model as other programs expect it: the value head goes into `own_state`."""
+        if value_head(self.model) is not None and state_dict is None:
+            state_dict = without_value_head(self.model.state_dict())
+        super()._save(output_dir, state_dict)
 
     def pending_state(self) -> dict[str, Any] | None:
         """The completions that later updates of the generation batch will use."""
@@ -410,4 +476,5 @@ class GRPOTrainer(ResumableTrainer):
             "num_generations": self.args.num_generations,
             "num_iterations": self.args.num_iterations,
             "updates_per_generation": self.args.updates_per_generation,
+            "advantage_estimator": self.args.advantage_estimator,
         }

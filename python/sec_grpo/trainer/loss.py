@@ -15,6 +15,7 @@ from sec_grpo.ops import (
     top_entropy_mask,
 )
 from sec_grpo.trainer.config import GRPOConfig
+from sec_grpo.trainer.critic import value_head, value_loss
 from sec_grpo.trainer.policy import call_head, completion_hidden_states, lm_head, whole_logprobs
 
 
@@ -76,8 +77,21 @@ def fused_loss(model: nn.Module, args: GRPOConfig, inputs: dict[str, Any]) -> Pa
         found.append(out)
         return out.loss
 
-    loss = call_head(model, through_head, completion_hidden_states(model, inputs))
-    return PackLoss(loss, found[0].logprobs, found[0].metrics)
+    hidden = completion_hidden_states(model, inputs)
+    loss = call_head(model, through_head, hidden)
+    metrics = found[0].metrics
+    critic = value_head(model)
+    if critic is not None:
+        extra = value_loss(
+            critic(hidden),
+            inputs["old_values"],
+            inputs["returns"],
+            clip_range=args.cliprange_value,
+            num_items_in_batch=inputs["num_items_in_batch"],
+        )
+        loss = loss + args.vf_coef * extra.loss
+        metrics = {**metrics, **extra.metrics}
+    return PackLoss(loss, found[0].logprobs, metrics)
 
 
 def whole_logits_loss(model: nn.Module, args: GRPOConfig, inputs: dict[str, Any]) -> PackLoss:

@@ -87,7 +87,7 @@ def clip_extremes(
 
     Args:
         logprobs, old_logprobs: (N,) packed; without old_logprobs the ratio is 1.
-        advantages: (b,) of the completions. cu_seqlens: (b + 1,) their offsets.
+        advantages: (b,) of the completions, or (N,). cu_seqlens: (b + 1,) their offsets.
     """
     if old_logprobs is None:
         zero = torch.zeros((), device=logprobs.device)
@@ -105,7 +105,8 @@ def clip_extremes(
     log_ratio = (logprobs - old_logprobs).detach().float()
     if sequence_level:
         log_ratio = mean(log_ratio)[rows]
-    ratio, advantage = log_ratio.exp(), advantages[rows]
+    ratio = log_ratio.exp()
+    advantage = advantages[rows] if len(advantages) == count else advantages
     low = ((ratio < 1 - epsilon_low) & (advantage < 0)).float()
     high = ((ratio > 1 + epsilon_high) & (advantage > 0)).float()
     return {"clip_ratio/low_min": mean(low).amin(), "clip_ratio/high_max": mean(high).amax()}

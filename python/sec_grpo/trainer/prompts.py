@@ -75,6 +75,14 @@ class PromptDataset:
         """The row's columns."""
         return dict(self._dataset[int(index)])
 
+    def require_column(self, name: str | None, setting: str) -> None:
+        """ValueError unless there is a column of that name; None passes."""
+        if name is not None and name not in self.columns:
+            raise ValueError(
+                f"{setting}={name!r}: {self._argument} has no such column; its columns are "
+                f"{', '.join(self.columns)}"
+            )
+
     def _look_at_prompts(self) -> tuple[list[int], str]:
         """Check every prompt; the UTF-8 bytes of each, and a digest of them all."""
         lengths = []

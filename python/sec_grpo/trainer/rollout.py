@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -81,3 +83,40 @@ def _cut_after(ids: list[int], eos_ids: set[int]) -> list[int]:
         if token in eos_ids:
             return ids[: i + 1]
     return ids
+
+
+class Sampler:
+    """Samples completions with the settings of a run.
+
+    Args:
+        generation_config: sampling parameters and end tokens.
+        batch_size: most completions sampled together; None for all.
+    """
+
+    def __init__(self, generation_config: GenerationConfig, *, batch_size: int | None) -> None:
+        self._config = generation_config
+        self._batch_size = batch_size
+        eos = generation_config.eos_token_id
+        self._eos_ids = set(eos) if isinstance(eos, list) else {eos}
+
+    def sample(
+        self, model: PreTrainedModel, prompt_ids: list[list[int]], seed: int
+    ) -> list[list[int]]:
+        """One completion for each prompt; see `sample_completions`."""
+        return sample_completions(
+            model, prompt_ids, self._config, seed=seed, batch_size=self._batch_size
+        )
+
+    def is_finished(self, ids: list[int]) -> bool:
+        """Whether a completion ended by itself."""
+        return bool(ids) and ids[-1] in self._eos_ids
+
+    def at_temperature(self, temperature: float, batch_size: int | None) -> Sampler:
+        """The same at another temperature; 0 is greedy."""
+        config = copy.deepcopy(self._config)
+        if temperature > 0:
+            config.temperature = temperature
+        else:
+            config.do_sample = False
+            config.temperature = config.top_p = config.top_k = config.min_p = None
+        return Sampler(config, batch_size=batch_size)

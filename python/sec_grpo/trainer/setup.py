@@ -16,8 +16,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from sec_grpo.curriculum import Curriculum, Strategy, get_strategy
+from sec_grpo.curriculum import DUMP, SEC, Curriculum, Strategy, get_strategy
 from sec_grpo.trainer.config import GRPOConfig
+from sec_grpo.trainer.estimators import AdvantageEstimator, temperature_advice
 from sec_grpo.trainer.policy import base_model
 from sec_grpo.trainer.prompts import PromptDataset
 
@@ -96,6 +97,40 @@ def make_curriculum(
             )
         spec["steps"] = math.ceil(args.max_steps / args.updates_per_generation)
     return Curriculum(prompts.categories, get_strategy(name, **spec), seed=seed)
+
+
+def warn_of_estimator(strategy: Strategy, args: GRPOConfig) -> None:
+    """Warn where a curriculum that learns from |A| gets another |A| than it is made for."""
+    parameters = strategy.parameters()
+    learns = isinstance(strategy, (SEC, DUMP)) or parameters.get("signal") == "abs_advantage"
+    if not learns or args.multi_objective_aggregation == "normalize_then_sum":
+        return
+    name, scale = args.advantage_estimator, str(args.scale_rewards)
+    temperature = parameters.get("temperature")
+    if temperature is not None:
+        advice = temperature_advice(temperature, name, scale, args.num_generations)
+        if advice is not None:
+            logger.warning(advice)
+    if name in ("reinforce_pp", "role"):
+        logger.warning(
+            "with advantage_estimator=%r |A| is large also where every completion succeeds or "
+            "every one fails, unless the baseline is their own: a curriculum that learns from |A| "
+            "may stay with such categories. reinforce_pp_baseline, or the strategy Learnability, "
+            "does not",
+            name,
+        )
+
+
+def make_estimator(args: GRPOConfig, num_functions: int) -> AdvantageEstimator:
+    """The estimator that the configuration names."""
+    assert args.scale_rewards is not None
+    return AdvantageEstimator(
+        args.advantage_estimator,
+        args.scale_rewards,
+        decay=args.baseline_decay,
+        normalize_then_sum=args.multi_objective_aggregation == "normalize_then_sum",
+        reward_weights=args.reward_weights or [1.0] * num_functions,
+    )
 
 
 def load_tokenizer(model: Any, processing_class: Any) -> PreTrainedTokenizerBase:

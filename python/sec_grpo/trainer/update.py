@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,10 +26,16 @@ from sec_grpo.trainer.batch import (
     to_device,
 )
 from sec_grpo.trainer.config import GRPOConfig
+from sec_grpo.trainer.critic import generalized_advantages, value_head, whitened
 from sec_grpo.trainer.layout import Layout
 from sec_grpo.trainer.loss import PackLoss, fused_loss, whole_logits_loss
 from sec_grpo.trainer.metrics import MetricStore, clip_extremes, loss_metrics
-from sec_grpo.trainer.policy import call_through, fused_logprobs, whole_logprobs
+from sec_grpo.trainer.policy import (
+    call_through,
+    completion_hidden_states,
+    fused_logprobs,
+    whole_logprobs,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -135,8 +141,14 @@ class PolicyUpdate:
                 yield self._plan(rollouts, mine, everything), denominator
 
     def alive(self, rollouts: Rollouts, rows: Sequence[int]) -> list[int]:
-        """The rows that have to be run: advantage 0 has a gradient through the KL term alone."""
-        return rollouts.learnable(rows, skip_zero_advantages=self._args.beta == 0)
+        """The rows that have to be run.
+
+        Every policy term is A times something: a row with advantage 0 has a gradient through the
+        KL term or the critic only.
+        """
+        args = self._args
+        policy_alone = args.beta == 0 and args.advantage_estimator != "ppo"
+        return rollouts.learnable(rows, skip_zero_advantages=policy_alone)
 
     def _plan(
         self, rollouts: Rollouts, rows: Sequence[int], step: Sequence[int]
@@ -266,36 +278,70 @@ class PolicyUpdate:
 
         The rows should be those that are `alive`.
         """
+        compute = fused_logprobs if self._args.fused_lm_head else whole_logprobs
+        temperature = self._args.temperature
+
+        def of_pack(unwrapped: nn.Module, inputs: Pack) -> torch.Tensor:
+            return compute(unwrapped, inputs, temperature)[0]
+
+        return self._of_tokens(model, rollouts, rows, of_pack)
+
+    def add_values(self, model: nn.Module, rollouts: Rollouts, rewards: torch.Tensor) -> None:
+        """Fill in values, returns and token advantages from rewards (B,) of these rows.
+
+        `rollouts.advantages` become the means over the completions' tokens.
+        """
+        args = self._args
+
+        def of_pack(unwrapped: nn.Module, inputs: Pack) -> torch.Tensor:
+            head = value_head(unwrapped)
+            assert head is not None
+            values: torch.Tensor = head(completion_hidden_states(unwrapped, inputs))
+            return values
+
+        found = self._of_tokens(model, rollouts, range(len(rollouts)), of_pack)
+        rollouts.old_values = [values.cpu() for values in found if values is not None]
+        pairs = [
+            generalized_advantages(values, reward, gamma=args.gamma, lam=args.lam)
+            for values, reward in zip(rollouts.old_values, rewards.tolist(), strict=True)
+        ]
+        advantages = [advantages for advantages, _ in pairs]
+        if args.scale_rewards == "batch":
+            advantages = whitened(advantages, self._processes)
+        rollouts.token_advantages = advantages
+        rollouts.returns = [returns for _, returns in pairs]
+        rollouts.advantages = torch.stack([a.mean() for a in advantages])
+
+    def _of_tokens(
+        self,
+        model: nn.Module,
+        rollouts: Rollouts,
+        rows: Sequence[int],
+        of_pack: Callable[[nn.Module, Pack], torch.Tensor],
+    ) -> list[torch.Tensor | None]:
+        """B entries: what `of_pack` (N,) says of the tokens of `rows`, else None."""
         out: list[torch.Tensor | None] = [None] * len(rollouts)
         plan = self._plan(rollouts, rows, range(len(rollouts)))
         if self._sharded:
             wanted = max(self._processes.gather(torch.tensor([len(plan)])).tolist())
             idle = self._idle_row(rollouts, [range(len(rollouts))])
             plan += [[idle]] * (wanted - len(plan))
-        parts = []
+        unwrapped = self._accelerator.unwrap_model(model)
+        # DDP's forward would synchronise buffers, as many times as the process has packs.
+        wrapper = model if self._sharded else unwrapped
         with self._inference(model):
             for pack in plan:
-                inputs = {
-                    **self._model_inputs(rollouts, pack),
-                    **loss_inputs(rollouts, pack),
-                }
-                parts.append(self._pack_logprobs(model, to_device(inputs, self._args.device)))
-        for pack, values in zip(plan, parts, strict=True):
-            assign_rows(out, rollouts, pack, values)
+                inputs = {**self._model_inputs(rollouts, pack), **loss_inputs(rollouts, pack)}
+                inputs = to_device(inputs, self._args.device)
+                found: list[torch.Tensor] = []
+
+                def forward(inputs: Pack = inputs, found: list[torch.Tensor] = found) -> Any:
+                    found.append(of_pack(unwrapped, inputs))
+                    return found[0]
+
+                call_through(wrapper, unwrapped, forward)
+                assign_rows(out, rollouts, pack, found[0])
         return out
-
-    def _pack_logprobs(self, model: nn.Module, inputs: Pack) -> torch.Tensor:
-        unwrapped = self._accelerator.unwrap_model(model)
-        compute = fused_logprobs if self._args.fused_lm_head else whole_logprobs
-        found = []
-
-        def forward() -> torch.Tensor:
-            found.append(compute(unwrapped, inputs, self._args.temperature)[0])
-            return found[0]
-
-        # DDP's forward would synchronise buffers, as many times as the process has packs.
-        call_through(model if self._sharded else unwrapped, unwrapped, forward)
-        return found[0]
 
     @contextlib.contextmanager
     def _inference(self, model: nn.Module) -> Iterator[None]:
