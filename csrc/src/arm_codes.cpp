@@ -1,7 +1,9 @@
 #include "sec_grpo/arm_codes.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace sec_grpo {
@@ -16,30 +18,28 @@ std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
   return (hash << 29) | (hash >> 35);
 }
 
-// `target` with `count` codes more; the vector is made anew where it must be wider.
+// Room for `size` codes of the type, doubling at least; narrower ones are taken over.
 template <class Code, class Storage>
-void append_as(Storage* storage, const std::int32_t* codes, std::size_t count, std::size_t old) {
-  auto* same = std::get_if<std::vector<Code>>(storage);
-  std::vector<Code> wider;
-  std::vector<Code>* target = same;
-  if (same == nullptr) {
-    wider.reserve(old + count);
-    std::visit(
-        [&](const auto& narrow) {
-          for (const auto code : narrow) wider.push_back(static_cast<Code>(code));
-        },
-        *storage);
-    target = &wider;
+void reserve_as(Storage* storage, std::size_t size) {
+  if (auto* same = std::get_if<HugeVector<Code>>(storage)) {
+    if (size > same->capacity()) same->reserve(std::max(size, 2 * same->capacity()));
+    return;
   }
-  target->resize(old + count);
-  for (std::size_t i = 0; i < count; ++i) (*target)[old + i] = static_cast<Code>(codes[i]);
-  if (same == nullptr) *storage = std::move(wider);
+  HugeVector<Code> wider;
+  wider.reserve(size);
+  std::visit(
+      [&](const auto& narrow) {
+        for (const auto code : narrow) wider.push_back(static_cast<Code>(code));
+      },
+      *storage);
+  *storage = std::move(wider);
 }
 
 }  // namespace
 
 ArmCodes::ArmCodes(const std::int32_t* codes, std::size_t num_prompts, std::size_t num_arms)
-    : num_arms_(num_arms), running_hash_(kHashStart) {
+    : num_arms_(num_arms), lane_hashes_{} {
+  lane_hashes_.fill(kHashStart);
   if (num_prompts == 0) {
     throw std::invalid_argument("a curriculum needs between 1 and " + std::to_string(kMaxPrompts) +
                                 " prompts, got 0");
@@ -48,7 +48,11 @@ ArmCodes::ArmCodes(const std::int32_t* codes, std::size_t num_prompts, std::size
   append(codes, num_prompts, num_arms);
 }
 
-std::uint64_t ArmCodes::hash() const { return mix(running_hash_, num_prompts_); }
+std::uint64_t ArmCodes::hash() const {
+  std::uint64_t result = kHashStart;
+  for (const std::uint64_t lane : lane_hashes_) result = mix(result, lane);
+  return mix(result, num_prompts_);
+}
 
 void ArmCodes::check_more(const std::int32_t* codes, std::size_t count,
                           std::size_t num_arms) const {
@@ -76,17 +80,40 @@ void ArmCodes::check_more(const std::int32_t* codes, std::size_t count,
   }
 }
 
-void ArmCodes::append(const std::int32_t* codes, std::size_t count, std::size_t num_arms) {
+void ArmCodes::reserve(std::size_t count, std::size_t num_arms) {
+  const std::size_t size = num_prompts_ + count;
   if (num_arms <= 0x100) {
-    append_as<std::uint8_t>(&codes_, codes, count, num_prompts_);
+    reserve_as<std::uint8_t>(&codes_, size);
   } else if (num_arms <= 0x10000) {
-    append_as<std::uint16_t>(&codes_, codes, count, num_prompts_);
+    reserve_as<std::uint16_t>(&codes_, size);
   } else {
-    append_as<std::uint32_t>(&codes_, codes, count, num_prompts_);
+    reserve_as<std::uint32_t>(&codes_, size);
   }
-  for (std::size_t i = 0; i < count; ++i) {
-    running_hash_ = mix(running_hash_, static_cast<std::uint32_t>(codes[i]));
-  }
+}
+
+void ArmCodes::append(const std::int32_t* codes, std::size_t count, std::size_t num_arms) {
+  reserve(count, num_arms);
+  std::visit(
+      [&](auto& stored) {
+        using Code = typename std::decay_t<decltype(stored)>::value_type;
+        stored.resize(num_prompts_ + count);
+        Code* target = stored.data() + num_prompts_;
+        std::array<std::uint64_t, kLanes> hashes = lane_hashes_;
+        const auto take = [&](std::size_t i, std::size_t lane) {
+          target[i] = static_cast<Code>(codes[i]);
+          hashes[lane] = mix(hashes[lane], static_cast<std::uint32_t>(codes[i]));
+        };
+        std::size_t i = 0;
+        for (; i < count && (num_prompts_ + i) % kLanes != 0; ++i) {
+          take(i, (num_prompts_ + i) % kLanes);
+        }
+        for (; i + kLanes <= count; i += kLanes) {
+          for (std::size_t lane = 0; lane < kLanes; ++lane) take(i + lane, lane);
+        }
+        for (std::size_t lane = 0; i < count; ++i, ++lane) take(i, lane);
+        lane_hashes_ = hashes;
+      },
+      codes_);
   num_prompts_ += count;
   num_arms_ = num_arms;
 }

@@ -71,7 +71,6 @@ void Engine::draw(std::size_t batch_size, std::int64_t* prompts) {
       words[i] = bounded_from(words[i], tree.total(), PhiloxWords(counters[i], key));
     }
     tree.find_all(words.data(), count, arms.data());
-    for (std::size_t i = 0; i < count; ++i) buffers_.prefetch(arms[i]);
     buffers_.draw(arms.data(), count, step_, key, prompts + done);
   }
   counter_ += batch_size;
@@ -82,10 +81,9 @@ void Engine::add(const std::int32_t* codes, std::size_t count, std::size_t num_a
                  std::uint64_t labels_hash) {
   const std::lock_guard<std::mutex> lock(mutex_);
   codes_.check_more(codes, count, num_arms);
-  // Copies, so that a failed allocation leaves everything as it was.
-  ArmCodes grown_codes = codes_;
-  grown_codes.append(codes, count, num_arms);
-  LastObservations last = last_;
+  // Room and copies first, so that a failed allocation leaves everything as it was.
+  codes_.reserve(count, num_arms);
+  HugeVector<LastObservation> last = last_;
   last.resize(num_arms);
   SoftmaxWeights softmax = softmax_;
   std::vector<std::uint8_t> is_empty = empty_arms();
@@ -94,7 +92,7 @@ void Engine::add(const std::int32_t* codes, std::size_t count, std::size_t num_a
   softmax.grow(std::move(is_empty));
   reducer_.grow(num_arms);
   buffers_.add(codes, count, static_cast<std::uint32_t>(codes_.num_prompts()), num_arms);
-  codes_ = std::move(grown_codes);
+  codes_.append(codes, count, num_arms);
   labels_hash_ = labels_hash;
   softmax_ = std::move(softmax);
   last_ = std::move(last);
@@ -130,6 +128,7 @@ void Engine::td_update(const Reduction& reduction, double alpha, double temperat
   const std::size_t count = reduction.arms.size();
   if (!decay_undrawn && temperature == softmax_.temperature()) {
     new_scores_.resize(count);
+    softmax_.prefetch(reduction.arms.data(), count);
     for (std::size_t i = 0; i < count; ++i) {
       new_scores_[i] =
           updated(static_cast<std::size_t>(reduction.arms[i]), reduction.abs_advantage[i]);
@@ -163,7 +162,7 @@ void Engine::record(const Reduction& reduction) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_reduction(reduction);
   for (std::size_t i = 0; i < reduction.arms.size(); ++i) {
-    last_.record(static_cast<std::size_t>(reduction.arms[i]), reduction, i);
+    last_[static_cast<std::size_t>(reduction.arms[i])].record(reduction, i);
   }
   batch_abs_advantage_ = reduction.batch_abs_advantage;
   batch_reward_ = reduction.batch_reward;
@@ -218,12 +217,12 @@ std::vector<std::int64_t> Engine::sizes() const {
 ArmTable Engine::arm_table() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   ArmTable table;
-  table.abs_advantage.assign(last_.abs_advantage.begin(), last_.abs_advantage.end());
-  table.reward.assign(last_.reward.begin(), last_.reward.end());
   for (std::size_t arm = 0; arm < codes_.num_arms(); ++arm) {
     const std::uint64_t size = buffers_.size(arm);
     const ArmPosition position = buffers_.position(arm);
-    table.dead_groups.push_back(last_.dead_groups_of(arm));
+    table.abs_advantage.push_back(static_cast<double>(last_[arm].abs_advantage));
+    table.reward.push_back(static_cast<double>(last_[arm].reward));
+    table.dead_groups.push_back(last_[arm].dead_share());
     table.prompts.push_back(static_cast<std::int64_t>(size));
     table.draws.push_back(static_cast<std::int64_t>(buffers_.draws(arm)));
     table.epochs.push_back(size == 0 ? 0.0
@@ -241,9 +240,14 @@ Summary Engine::summary() const {
 }
 
 std::string Engine::serialize(std::string_view strategy, std::string_view strategy_state) const {
-  State state;
+  State state = snapshot();
   state.strategy = strategy;
   state.strategy_state = strategy_state;
+  return encode_state(state);
+}
+
+State Engine::snapshot() const {
+  State state;
   const std::lock_guard<std::mutex> lock(mutex_);
   state.num_prompts = codes_.num_prompts();
   state.num_arms = codes_.num_arms();
@@ -261,7 +265,7 @@ std::string Engine::serialize(std::string_view strategy, std::string_view strate
   state.scores = softmax_.scores();
   state.last = last_;
   state.buffers = buffers_.state();
-  return encode_state(state);
+  return state;
 }
 
 State Engine::parse(std::string_view bytes, std::string_view strategy) const {
@@ -329,7 +333,7 @@ void Engine::check_arms(const State& state) const {
 
 void Engine::restore(const State& state) {
   std::vector<double> scores = state.scores;
-  LastObservations last = state.last;
+  HugeVector<LastObservation> last = state.last;
   const std::lock_guard<std::mutex> lock(mutex_);
   if (scores.size() != codes_.num_arms() || state.num_prompts != codes_.num_prompts()) {
     throw StateError("the curriculum has grown since the state was parsed; parse it again");

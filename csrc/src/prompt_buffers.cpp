@@ -13,8 +13,9 @@
 namespace sec_grpo {
 namespace {
 
-// The scratch of a chunk stays on the stack and in the first-level cache.
-constexpr std::size_t kDrawChunk = 256;
+// What is loaded ahead for three chunks stays in the first-level cache.
+constexpr std::size_t kDrawChunk = 64;
+constexpr std::size_t kFillAhead = 32;
 // Places that a segment gets when it first moves, at least.
 constexpr std::uint32_t kLeastCapacity = 4;
 
@@ -40,12 +41,15 @@ PromptBuffers::PromptBuffers(const ArmCodes& codes)
   fill(codes, segments_, slots_.data());
 }
 
-void PromptBuffers::fill(const ArmCodes& codes, const std::vector<Segment>& segments,
+void PromptBuffers::fill(const ArmCodes& codes, const HugeVector<Segment>& segments,
                          std::uint32_t* slots) {
   std::vector<std::uint32_t> next(segments.size());
   for (std::size_t arm = 0; arm < segments.size(); ++arm) next[arm] = segments[arm].begin;
+  const std::size_t count = codes.num_prompts();
   codes.visit([&](const auto* arm_of) {
-    for (std::size_t i = 0; i < codes.num_prompts(); ++i) {
+    for (std::size_t i = 0; i < count; ++i) {
+      // Near where the place will be by then; with many arms every place is a cache miss.
+      if (i + kFillAhead < count) prefetch_for_write(slots + next[arm_of[i + kFillAhead]]);
       slots[next[arm_of[i]]++] = static_cast<std::uint32_t>(i);
     }
   });
@@ -68,8 +72,6 @@ std::int64_t PromptBuffers::offset(std::uint32_t arm) const {
   return found != offsets_.end() && found->arm == arm ? found->offset : 0;
 }
 
-void PromptBuffers::prefetch(std::uint32_t arm) const { prefetch_for_write(&segments_[arm]); }
-
 PromptBuffers::Exchange PromptBuffers::advance(std::uint32_t arm, Segment* segment,
                                                PhiloxCounter* counter) {
   const std::uint32_t from = segment->cursor;
@@ -91,18 +93,13 @@ std::uint32_t PromptBuffers::apply(const Exchange& exchange, std::uint32_t* slot
   return drawn;
 }
 
-void PromptBuffers::draw(const std::uint32_t* arms, std::size_t count, std::int64_t step,
-                         PhiloxKey key, std::int64_t* prompts) {
-  for (std::size_t i = 0; i < count; i += kDrawChunk) {
-    draw_chunk(arms + i, std::min(kDrawChunk, count - i), step, key, prompts + i);
-  }
+void PromptBuffers::load_segments(const std::uint32_t* arms, std::size_t count) const {
+  for (std::size_t i = 0; i < count; ++i) prefetch_for_write(&segments_[arms[i]]);
 }
 
-// Each phase touches the memory that the phase before it asked for, so the cache misses of a
-// batch overlap instead of following one another.
-void PromptBuffers::draw_chunk(const std::uint32_t* arms, std::size_t count, std::int64_t step,
-                               PhiloxKey key, std::int64_t* prompts) {
-  std::array<Exchange, kDrawChunk> exchanges;
+// Moves the cursors on, finds which places are exchanged, and starts loading them.
+void PromptBuffers::plan(const std::uint32_t* arms, std::size_t count, std::int64_t step,
+                         PhiloxKey key, Exchange* exchanges) {
   std::array<PhiloxCounter, kDrawChunk> counters{};
   std::array<std::uint64_t, kDrawChunk> words;
   for (std::size_t i = 0; i < count; ++i) {
@@ -118,12 +115,34 @@ void PromptBuffers::draw_chunk(const std::uint32_t* arms, std::size_t count, std
                                       words[i], exchange.to, PhiloxWords(counters[i], key)));
     prefetch_for_write(&slots_[exchange.begin + exchange.to]);
   }
-  for (std::size_t i = 0; i < count; ++i) prompts[i] = apply(exchanges[i], slots_.data());
+}
+
+// Three chunks are under way at a time: the segments of one are loaded while the exchanges of the
+// one before are planned and those of the one before that are made, so that no cache miss is waited
+// for. Cursors move, and places are exchanged, in the order of the arms all the same.
+void PromptBuffers::draw(const std::uint32_t* arms, std::size_t count, std::int64_t step,
+                         PhiloxKey key, std::int64_t* prompts) {
+  std::array<std::array<Exchange, kDrawChunk>, 2> exchanges;
+  const auto size_at = [=](std::size_t begin) {
+    return begin < count ? std::min(kDrawChunk, count - begin) : 0;
+  };
+  load_segments(arms, size_at(0));
+  std::size_t planned = 0;
+  for (std::size_t begin = 0, turn = 0; begin < count + kDrawChunk;
+       begin += kDrawChunk, turn ^= 1) {
+    const std::size_t next = begin + kDrawChunk;
+    load_segments(arms + next, size_at(next));
+    plan(arms + begin, size_at(begin), step, key, exchanges[turn].data());
+    for (std::size_t i = 0; i < planned; ++i) {
+      prompts[begin - kDrawChunk + i] = apply(exchanges[turn ^ 1][i], slots_.data());
+    }
+    planned = size_at(begin);
+  }
 }
 
 void PromptBuffers::add(const std::int32_t* codes, std::size_t count, std::uint32_t first_prompt,
                         std::size_t num_arms) {
-  std::vector<Segment> segments = segments_;
+  HugeVector<Segment> segments = segments_;
   segments.resize(num_arms);
   std::vector<std::uint32_t> more(num_arms);
   for (std::size_t i = 0; i < count; ++i) ++more[static_cast<std::size_t>(codes[i])];
@@ -153,7 +172,7 @@ void PromptBuffers::add(const std::int32_t* codes, std::size_t count, std::uint3
     throw std::invalid_argument("the arms have grown past 2^32 places; build a new curriculum");
   }
   std::stable_sort(growths.begin(), growths.end(), by_arm);
-  slots_.grow(end);  // the last thing that can throw
+  slots_.resize(end);  // the last thing that can throw
   for (std::size_t arm = 0; arm < segments_.size(); ++arm) {
     const Segment& old = segments_[arm];
     if (segments[arm].begin != old.begin && old.size != 0) {
@@ -229,8 +248,8 @@ void PromptBuffers::check(const BufferState& state) const {
 }
 
 void PromptBuffers::restore(const BufferState& state, PhiloxKey key, const ArmCodes& codes) {
-  std::vector<Segment> segments = segments_;
-  HugeArray<std::uint32_t> slots(slots_.size());
+  HugeVector<Segment> segments = segments_;
+  HugeVector<std::uint32_t> slots(slots_.size());
   std::vector<Growth> growths = state.growths;
   std::vector<DrawsOffset> offsets = state.offsets;
   fill(codes, segments, slots.data());

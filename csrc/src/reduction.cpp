@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "sec_grpo/prefetch.h"
+
 namespace sec_grpo {
 namespace {
 
@@ -109,19 +111,24 @@ void ArmReducer::group_rows(const ArmCodes& codes, const std::int64_t* indices, 
   slot_of_row_.resize(count);
   result->arms.reserve(std::min(count, codes.num_arms()));
   result->groups.reserve(std::min(count, codes.num_arms()));
+  arm_of_row_.resize(count);
   codes.visit([&](const auto* arm_of) {
     for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t arm = arm_of[indices[i]];
-      std::int32_t slot = slot_of_arm_[arm];
-      if (slot < 0) {
-        slot = slot_of_arm_[arm] = static_cast<std::int32_t>(result->arms.size());
-        result->arms.push_back(static_cast<std::int64_t>(arm));
-        result->groups.push_back(0);
-      }
-      ++result->groups[static_cast<std::size_t>(slot)];
-      slot_of_row_[i] = slot;
+      arm_of_row_[i] = arm_of[indices[i]];
+      prefetch_for_write(&slot_of_arm_[arm_of_row_[i]]);
     }
   });
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t arm = arm_of_row_[i];
+    std::int32_t slot = slot_of_arm_[arm];
+    if (slot < 0) {
+      slot = slot_of_arm_[arm] = static_cast<std::int32_t>(result->arms.size());
+      result->arms.push_back(static_cast<std::int64_t>(arm));
+      result->groups.push_back(0);
+    }
+    ++result->groups[static_cast<std::size_t>(slot)];
+    slot_of_row_[i] = slot;
+  }
   for (const std::int64_t arm : result->arms) slot_of_arm_[static_cast<std::size_t>(arm)] = -1;
 }
 
@@ -140,13 +147,16 @@ Reduction ArmReducer::reduce(const ArmCodes& codes, const std::int64_t* indices,
     throw std::invalid_argument("advantages and rewards must have the same shape, got " +
                                 shape_of(advantages) + " and " + shape_of(rewards));
   }
-  for (std::size_t i = 0; i < count; ++i) {
-    if (indices[i] < 0 || static_cast<std::size_t>(indices[i]) >= codes.num_prompts()) {
-      throw std::out_of_range("indices[" + std::to_string(i) + "] must be in [0, " +
-                              std::to_string(codes.num_prompts()) + "), got " +
-                              std::to_string(indices[i]) + "; nothing of the batch was used");
+  codes.visit([&](const auto* arm_of) {
+    for (std::size_t i = 0; i < count; ++i) {
+      if (indices[i] < 0 || static_cast<std::size_t>(indices[i]) >= codes.num_prompts()) {
+        throw std::out_of_range("indices[" + std::to_string(i) + "] must be in [0, " +
+                                std::to_string(codes.num_prompts()) + "), got " +
+                                std::to_string(indices[i]) + "; nothing of the batch was used");
+      }
+      prefetch_for_read(arm_of + indices[i]);
     }
-  }
+  });
   if (advantages) {
     advantage_rows_.resize(count);
     if (advantages.type == FloatType::kFloat32) {

@@ -8,11 +8,16 @@
 #include <utility>
 
 #include "sec_grpo/deterministic_exp.h"
+#include "sec_grpo/prefetch.h"
 
 namespace sec_grpo {
 namespace {
 
 constexpr double kLn2 = 0x1.62e42fefa39efp-1;
+
+// The nodes of so many arms are loaded before the first is used, and fit into the first-level
+// cache.
+constexpr std::size_t kUpdateChunk = 64;
 
 int scale_bits(std::size_t num_arms) {
   int log2_ceiling = 0;
@@ -75,16 +80,26 @@ void SoftmaxWeights::assign(std::vector<double> scores, double temperature) {
   fill_tree(largest_score());
 }
 
+void SoftmaxWeights::prefetch(const std::int64_t* arms, std::size_t count) const {
+  for (std::size_t i = 0; i < count; ++i)
+    prefetch_for_write(&scores_[static_cast<std::size_t>(arms[i])]);
+}
+
 void SoftmaxWeights::update(const std::int64_t* arms, const double* scores, std::size_t count) {
   bool has_risen = false;
-  for (std::size_t i = 0; i < count; ++i) {
-    scores_[static_cast<std::size_t>(arms[i])] = scores[i];
-    has_risen = has_risen || scores[i] - ref_ > temperature_ * kLn2;
-  }
-  if (!has_risen) {
-    for (std::size_t i = 0; i < count; ++i) {
+  for (std::size_t begin = 0; begin < count; begin += kUpdateChunk) {
+    const std::size_t end = std::min(count, begin + kUpdateChunk);
+    for (std::size_t i = begin; i < end; ++i) {
       const auto arm = static_cast<std::size_t>(arms[i]);
-      tree_.set(arm, weight_of(arm));
+      tree_.prefetch(arm);
+      scores_[arm] = scores[i];
+      has_risen = has_risen || scores[i] - ref_ > temperature_ * kLn2;
+    }
+    if (has_risen) continue;
+    for (std::size_t i = begin; i < end; ++i) {
+      const auto arm = static_cast<std::size_t>(arms[i]);
+      // An arm without prompts, or at -infinity, keeps weight 0.
+      if (tree_.weight(arm) != 0) tree_.set(arm, weight_of(scores[i]));
     }
   }
   if (has_risen || tree_.total() < rebuild_below_) fill_tree(largest_score());
@@ -98,12 +113,13 @@ void SoftmaxWeights::restore(std::vector<double> scores, double temperature, dou
 
 void SoftmaxWeights::fill_tree(double ref) {
   ref_ = ref;
-  tree_.fill([this](std::size_t arm) { return weight_of(arm); });
+  tree_.fill([this](std::size_t arm) {
+    return is_empty(arm) || std::isinf(scores_[arm]) ? 0 : weight_of(scores_[arm]);
+  });
 }
 
-std::uint64_t SoftmaxWeights::weight_of(std::size_t arm) const {
-  if (is_empty(arm) || std::isinf(scores_[arm])) return 0;
-  const double scaled = scale_ * deterministic_exp((scores_[arm] - ref_) / temperature_);
+std::uint64_t SoftmaxWeights::weight_of(double score) const {
+  const double scaled = scale_ * deterministic_exp((score - ref_) / temperature_);
   return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(scaled + 0.5));
 }
 

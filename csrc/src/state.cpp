@@ -51,7 +51,13 @@ class Writer {
     for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, value_of(i));
     const int width = width_of(largest);
     little_endian(static_cast<std::uint64_t>(width), 1);
-    for (std::size_t i = 0; i < count; ++i) little_endian(value_of(i), width);
+    const std::size_t begin = bytes_.size();
+    bytes_.resize(begin + count * static_cast<std::size_t>(width));
+    char* place = bytes_.data() + begin;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint64_t value = value_of(i);
+      for (int byte = 0; byte < width; ++byte) *place++ = static_cast<char>(value >> (8 * byte));
+    }
   }
   void patch_u64(std::size_t position, std::uint64_t value) {
     for (std::size_t i = 0; i < 8; ++i) bytes_[position + i] = static_cast<char>(value >> (8 * i));
@@ -86,12 +92,14 @@ class Reader {
                        " values runs past its end");
     }
     std::vector<std::uint64_t> values(static_cast<std::size_t>(count));
-    for (std::uint64_t& value : values) {
-      value = little_endian(static_cast<std::size_t>(width));
+    const std::string_view bytes = take(count * width);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::uint64_t value = decoded(bytes.data() + i * width, width);
       if (value > limit) {
         throw StateError("the state is damaged: a value of " + std::to_string(value) +
                          ", which must be at most " + std::to_string(limit));
       }
+      values[i] = value;
     }
     return values;
   }
@@ -104,10 +112,11 @@ class Reader {
     return result;
   }
 
-  std::uint64_t little_endian(std::size_t width) {
-    const std::string_view bytes = take(width);
+  std::uint64_t little_endian(std::size_t width) { return decoded(take(width).data(), width); }
+
+  static std::uint64_t decoded(const char* bytes, std::uint64_t width) {
     std::uint64_t value = 0;
-    for (std::size_t i = 0; i < width; ++i) {
+    for (std::uint64_t i = 0; i < width; ++i) {
       value |= std::uint64_t{static_cast<unsigned char>(bytes[i])} << (8 * i);
     }
     return value;
@@ -136,7 +145,7 @@ float float_of(std::uint64_t bits) {
 void write_arms(const State& state, Writer* writer) {
   const std::size_t count = state.scores.size();
   const BufferState& buffers = state.buffers;
-  const LastObservations& last = state.last;
+  const auto& last = state.last;
   writer->column(count, [&](std::size_t i) { return bits_of(state.scores[i]); });
   writer->column(count, [&](std::size_t i) { return buffers.positions[i].epoch; });
   writer->column(count, [&](std::size_t i) { return std::uint64_t{buffers.positions[i].cursor}; });
@@ -144,9 +153,9 @@ void write_arms(const State& state, Writer* writer) {
   writer->column(count, [&](std::size_t i) {
     return static_cast<std::uint64_t>(buffers.last_drawn_steps[i] + 1);
   });
-  writer->column(count, [&](std::size_t i) { return bits_of(last.abs_advantage[i]); });
-  writer->column(count, [&](std::size_t i) { return bits_of(last.reward[i]); });
-  writer->column(count, [&](std::size_t i) { return std::uint64_t{last.dead_groups[i]}; });
+  writer->column(count, [&](std::size_t i) { return bits_of(last[i].abs_advantage); });
+  writer->column(count, [&](std::size_t i) { return bits_of(last[i].reward); });
+  writer->column(count, [&](std::size_t i) { return std::uint64_t{last[i].dead_groups}; });
 }
 
 void read_arms(Reader* reader, State* state) {
@@ -157,16 +166,16 @@ void read_arms(Reader* reader, State* state) {
   const auto steps = reader->column(count, kAny63);
   const auto abs_advantage = reader->column(count, kAny32);
   const auto reward = reader->column(count, kAny32);
-  const auto dead_groups = reader->column(count, LastObservations::kNoShare);
+  const auto dead_groups = reader->column(count, LastObservation::kNoShare);
   BufferState& buffers = state->buffers;
   state->last.resize(scores.size());
   for (std::size_t i = 0; i < scores.size(); ++i) {
     state->scores.push_back(double_of(scores[i]));
     buffers.positions.push_back({epochs[i], static_cast<std::uint32_t>(cursors[i])});
     buffers.last_drawn_steps.push_back(static_cast<std::int64_t>(steps[i]) - 1);
-    state->last.abs_advantage[i] = float_of(abs_advantage[i]);
-    state->last.reward[i] = float_of(reward[i]);
-    state->last.dead_groups[i] = static_cast<std::uint16_t>(dead_groups[i]);
+    state->last[i].abs_advantage = float_of(abs_advantage[i]);
+    state->last[i].reward = float_of(reward[i]);
+    state->last[i].dead_groups = static_cast<std::uint16_t>(dead_groups[i]);
   }
 }
 
@@ -246,24 +255,17 @@ std::string_view checked_body(std::string_view bytes) {
 
 }  // namespace
 
-void LastObservations::resize(std::size_t num_arms) {
-  constexpr float kMissing = std::numeric_limits<float>::quiet_NaN();
-  abs_advantage.resize(num_arms, kMissing);
-  reward.resize(num_arms, kMissing);
-  dead_groups.resize(num_arms, kNoShare);
-}
-
-void LastObservations::record(std::size_t arm, const Reduction& reduction, std::size_t i) {
+void LastObservation::record(const Reduction& reduction, std::size_t i) {
   if (!reduction.abs_advantage.empty()) {
-    abs_advantage[arm] = static_cast<float>(reduction.abs_advantage[i]);
+    abs_advantage = static_cast<float>(reduction.abs_advantage[i]);
   }
-  if (!reduction.reward.empty()) reward[arm] = static_cast<float>(reduction.reward[i]);
-  dead_groups[arm] = static_cast<std::uint16_t>(reduction.dead_groups[i] * (kNoShare - 1) + 0.5);
+  if (!reduction.reward.empty()) reward = static_cast<float>(reduction.reward[i]);
+  dead_groups = static_cast<std::uint16_t>(reduction.dead_groups[i] * (kNoShare - 1) + 0.5);
 }
 
-double LastObservations::dead_groups_of(std::size_t arm) const {
-  if (dead_groups[arm] == kNoShare) return Reduction::kMissing;
-  return static_cast<double>(dead_groups[arm]) / (kNoShare - 1);
+double LastObservation::dead_share() const {
+  if (dead_groups == kNoShare) return Reduction::kMissing;
+  return static_cast<double>(dead_groups) / (kNoShare - 1);
 }
 
 std::string encode_state(const State& state) {

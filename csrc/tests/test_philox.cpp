@@ -42,9 +42,9 @@ void test_purposes_never_share_a_block() {
         first_word(sec_grpo::prompt_counter(3, (std::uint64_t{1} << 32) + 1, 4), key));
 }
 
-// The vectorised words are those of the plain function, for every remainder of the step of four.
+// The vectorised words are those of the plain function, for every remainder of the step of eight.
 void test_first_words() {
-  for (std::size_t count = 0; count < 14; ++count) {
+  for (std::size_t count = 0; count < 26; ++count) {
     std::vector<PhiloxCounter> counters;
     for (std::uint32_t i = 0; i < count; ++i) {
       counters.push_back(philox4x32({i, ~i, 7, 8}, {1, 2}));

@@ -121,9 +121,9 @@ void test_others_are_refused() {
   CHECK_THROWS(Engine(codes.data(), 11, 4, 99, 5).parse(bytes, "sec {}"), StateError,
                "order of the prompts");
   std::string newer = bytes;
-  newer[8] = 3;
+  newer[8] = 4;
   CHECK_THROWS(engine.parse(newer, "sec {}"), StateError, "upgrade");
-  newer[8] = 1;
+  newer[8] = 2;
   CHECK_THROWS(engine.parse(newer, "sec {}"), StateError, "before the first release");
   newer[8] = 0;
   CHECK_THROWS(engine.parse(newer, "sec {}"), StateError, "version 0");

@@ -37,6 +37,10 @@ void test_against_a_scan(std::size_t num_leaves) {
       std::uint32_t leaves[2];
       tree.find_all(targets, 2, leaves);
       CHECK(leaves[0] == found && leaves[1] == tree.find(total - 1 - target));
+      std::uint64_t again[] = {target, total - 1 - target};
+      std::uint32_t portable[2];
+      tree.find_all_portable(again, 2, portable);
+      CHECK(portable[0] == leaves[0] && portable[1] == leaves[1]);
       CHECK(found < num_leaves && weights[found] > 0);
       const std::uint64_t before = std::accumulate(
           weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(found), std::uint64_t{0});

@@ -154,7 +154,7 @@ def test_newer_version_is_refused() -> None:
     curriculum = Curriculum(CATEGORIES)
     newer = bytearray(curriculum.to_bytes())
     newer[8] += 1
-    with pytest.raises(CurriculumStateError, match=r"format version 3, newer.*upgrade sec-grpo"):
+    with pytest.raises(CurriculumStateError, match=r"format version 4, newer.*upgrade sec-grpo"):
         curriculum.load_bytes(newer)
 
 

@@ -1,10 +1,12 @@
 #ifndef SEC_GRPO_ARM_CODES_H_
 #define SEC_GRPO_ARM_CODES_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <variant>
-#include <vector>
+
+#include "sec_grpo/huge_vector.h"
 
 namespace sec_grpo {
 
@@ -29,7 +31,11 @@ class ArmCodes {
   // all, at least as many as now.
   void check_more(const std::int32_t* codes, std::size_t count, std::size_t num_arms) const;
 
-  // Appends checked codes. Nothing changes when it throws (std::bad_alloc).
+  // Makes room for `count` codes more, with `num_arms` arms in all. Nothing that can be seen
+  // changes, also when it throws (std::bad_alloc).
+  void reserve(std::size_t count, std::size_t num_arms);
+
+  // Appends checked codes. Throws nothing when room was made for them.
   void append(const std::int32_t* codes, std::size_t count, std::size_t num_arms);
 
   // Calls visit(pointer) with a pointer to the codes in their stored type.
@@ -40,12 +46,14 @@ class ArmCodes {
   }
 
  private:
-  using Storage = std::variant<std::vector<std::uint8_t>, std::vector<std::uint16_t>,
-                               std::vector<std::uint32_t>>;
+  using Storage =
+      std::variant<HugeVector<std::uint8_t>, HugeVector<std::uint16_t>, HugeVector<std::uint32_t>>;
+  static constexpr std::size_t kLanes = 4;
 
   std::size_t num_prompts_ = 0;
   std::size_t num_arms_;
-  std::uint64_t running_hash_;
+  // Prompt i goes into lane i % kLanes: one hash alone would wait for its multiplications.
+  std::array<std::uint64_t, kLanes> lane_hashes_;
   Storage codes_;
 };
 

@@ -91,6 +91,9 @@ class Engine {
   void restore(const State& state);
 
  private:
+  // All but the strategy, at one moment.
+  State snapshot() const;
+
   // The mutex is held by the callers of these.
   std::vector<std::uint8_t> empty_arms() const;
   void check_matches(const State& state, std::string_view strategy) const;
@@ -110,7 +113,7 @@ class Engine {
   double batch_abs_advantage_ = Reduction::kMissing;
   double batch_reward_ = Reduction::kMissing;
   double batch_dead_groups_ = Reduction::kMissing;
-  LastObservations last_;
+  HugeVector<LastObservation> last_;
   std::vector<double> new_scores_;
 };
 

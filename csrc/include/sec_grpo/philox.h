@@ -72,9 +72,11 @@ inline PhiloxCounter prompt_counter(std::uint32_t arm, std::uint64_t epoch, std:
   return {cursor, arm, static_cast<std::uint32_t>(epoch), 0x80000000u | (epoch_high << 8)};
 }
 
-// words[i] = PhiloxWords(counters[i], key)(), two counters at a time where SSE2 is there.
+// words[i] = PhiloxWords(counters[i], key)(), eight counters at a time where AVX2 is there.
 void first_words(const PhiloxCounter* counters, std::size_t count, PhiloxKey key,
                  std::uint64_t* words);
+void first_words_portable(const PhiloxCounter* counters, std::size_t count, PhiloxKey key,
+                          std::uint64_t* words);
 
 }  // namespace sec_grpo
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "sec_grpo/arm_codes.h"
-#include "sec_grpo/huge_array.h"
+#include "sec_grpo/huge_vector.h"
 #include "sec_grpo/philox.h"
 
 namespace sec_grpo {
@@ -62,9 +62,6 @@ class PromptBuffers {
   std::uint64_t draws(std::size_t arm) const;
   std::int64_t last_drawn_step(std::size_t arm) const { return segments_[arm].last_drawn_step; }
 
-  // Starts loading the record of an arm that the next draw uses.
-  void prefetch(std::uint32_t arm) const;
-
   // Draws one prompt from each of arms[0..count), none of them empty, into prompts[0..count).
   void draw(const std::uint32_t* arms, std::size_t count, std::int64_t step, PhiloxKey key,
             std::int64_t* prompts);
@@ -92,6 +89,7 @@ class PromptBuffers {
     std::uint64_t epoch = 0;
     std::int64_t last_drawn_step = -1;
   };
+  static_assert(sizeof(Segment) == 32, "two to a cache line");
 
   // One step of a shuffle: place `from` is exchanged with place `to` (at first: how many there
   // are to choose from). At the start of a window the `size` places are put in order before.
@@ -103,18 +101,19 @@ class PromptBuffers {
   };
 
   // Writes the prompts of every arm in ascending order.
-  static void fill(const ArmCodes& codes, const std::vector<Segment>& segments,
+  static void fill(const ArmCodes& codes, const HugeVector<Segment>& segments,
                    std::uint32_t* slots);
   static Exchange advance(std::uint32_t arm, Segment* segment, PhiloxCounter* counter);
   static std::uint32_t apply(const Exchange& exchange, std::uint32_t* slots);
-  void draw_chunk(const std::uint32_t* arms, std::size_t count, std::int64_t step, PhiloxKey key,
-                  std::int64_t* prompts);
+  void load_segments(const std::uint32_t* arms, std::size_t count) const;
+  void plan(const std::uint32_t* arms, std::size_t count, std::int64_t step, PhiloxKey key,
+            Exchange* exchanges);
   void check_position(std::size_t arm, const ArmPosition& position) const;
   std::int64_t offset(std::uint32_t arm) const;
 
-  std::vector<Segment> segments_;
+  HugeVector<Segment> segments_;
   // The prompts, arm by arm, in segments that may lie apart once arms have grown.
-  HugeArray<std::uint32_t> slots_;
+  HugeVector<std::uint32_t> slots_;
   // Of the current window of each arm, those of older ones being dropped when a state is taken.
   std::vector<Growth> growths_;
   std::vector<DrawsOffset> offsets_;

@@ -64,6 +64,7 @@ class ArmReducer {
 
   // Position of an arm in the result being built; -1 between calls.
   std::vector<std::int32_t> slot_of_arm_;
+  std::vector<std::uint32_t> arm_of_row_;
   std::vector<std::int32_t> slot_of_row_;
   std::vector<Row> advantage_rows_;
   std::vector<Row> reward_rows_;

@@ -35,6 +35,9 @@ class SoftmaxWeights {
   // Replaces all scores (checked by the caller through `check`).
   void assign(std::vector<double> scores, double temperature);
 
+  // Starts loading what update() reads of arms[0..count).
+  void prefetch(const std::int64_t* arms, std::size_t count) const;
+
   // Replaces the finite scores of arms[0..count) by finite ones.
   void update(const std::int64_t* arms, const double* scores, std::size_t count);
 
@@ -46,7 +49,8 @@ class SoftmaxWeights {
   void restore(std::vector<double> scores, double temperature, double ref);
 
  private:
-  std::uint64_t weight_of(std::size_t arm) const;
+  // That of an arm with prompts and a finite score.
+  std::uint64_t weight_of(double score) const;
   double largest_score() const;
   void fill_tree(double ref);
 

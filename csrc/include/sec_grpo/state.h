@@ -1,12 +1,15 @@
 #ifndef SEC_GRPO_STATE_H_
 #define SEC_GRPO_STATE_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "sec_grpo/huge_vector.h"
 #include "sec_grpo/prompt_buffers.h"
 #include "sec_grpo/reduction.h"
 
@@ -18,21 +21,20 @@ class StateError : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-inline constexpr std::uint32_t kStateVersion = 2;
+inline constexpr std::uint32_t kStateVersion = 3;
 
-// What is shown of the last observation of each arm, as narrow as it is saved.
-struct LastObservations {
+// What is shown of an arm's last observation, as narrow as it is saved.
+struct LastObservation {
   static constexpr std::uint16_t kNoShare = 0xFFFFu;
 
-  explicit LastObservations(std::size_t num_arms = 0) { resize(num_arms); }
-  void resize(std::size_t num_arms);
-  void record(std::size_t arm, const Reduction& reduction, std::size_t i);
-  double dead_groups_of(std::size_t arm) const;
-
-  std::vector<float> abs_advantage;
-  std::vector<float> reward;
+  float abs_advantage = std::numeric_limits<float>::quiet_NaN();
+  float reward = std::numeric_limits<float>::quiet_NaN();
   // Share times 65534, rounded; kNoShare before the first.
-  std::vector<std::uint16_t> dead_groups;
+  std::uint16_t dead_groups = kNoShare;
+
+  // Takes over what the reduction says of its i-th arm.
+  void record(const Reduction& reduction, std::size_t i);
+  double dead_share() const;
 };
 
 // All that a curriculum needs to continue bit for bit on the same data set.
@@ -54,7 +56,7 @@ struct State {
   double batch_dead_groups = Reduction::kMissing;
   std::vector<double> scores;
   BufferState buffers;
-  LastObservations last;
+  HugeVector<LastObservation> last;
 };
 
 // Little-endian: magic, version, total size, the fields above in order, then the CRC-32 of all

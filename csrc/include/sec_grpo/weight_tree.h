@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "sec_grpo/huge_vector.h"
+
 namespace sec_grpo {
 
 // A sum tree with 16 children a node over 64-bit integer weights: exact, so neither the order
@@ -21,6 +23,9 @@ class WeightTree {
 
   void set(std::size_t leaf, std::uint64_t weight);
 
+  // Starts loading what set(leaf, ...) touches first.
+  void prefetch(std::size_t leaf) const;
+
   // Sets the weight of every leaf to weight_of(leaf).
   template <class WeightOf>
   void fill(WeightOf&& weight_of) {
@@ -36,10 +41,15 @@ class WeightTree {
   // leaves[i] = find(targets[i]), level by level, so that the memory accesses of one target need
   // not wait for those of another; the targets are overwritten.
   void find_all(std::uint64_t* targets, std::size_t count, std::uint32_t* leaves) const;
+  void find_all_portable(std::uint64_t* targets, std::size_t count, std::uint32_t* leaves) const;
 
  private:
   // Turns level 0 from weights into sums, and makes the levels above.
   void rebuild();
+  using SearchLevel = void (*)(const std::uint64_t* nodes, const std::uint64_t* below,
+                               std::uint64_t* targets, std::size_t count, std::uint32_t* leaves);
+  void find_levels(SearchLevel search, std::uint64_t* targets, std::size_t count,
+                   std::uint32_t* leaves) const;
   // Zeroes the places of a level from `size` on.
   void pad_level(std::size_t level, std::size_t size);
 
@@ -49,7 +59,7 @@ class WeightTree {
   // with the sum of the weights of its children up to and with that one; a level is padded to
   // whole nodes with children of weight 0.
   std::vector<std::size_t> offsets_;
-  std::vector<std::uint64_t> nodes_;
+  HugeVector<std::uint64_t> nodes_;
 };
 
 }  // namespace sec_grpo
