@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "sec_grpo/distinct.h"
 #include "sec_grpo/engine.h"
 
 namespace py = pybind11;
@@ -193,12 +194,55 @@ State parse(const Engine& engine, const py::bytes& bytes, const std::string& str
   return engine.parse(view, strategy);
 }
 
+// The vector as an array that owns it: nothing is copied.
+template <class T, class Allocator>
+py::array_t<T> give_away(std::vector<T, Allocator>&& values) {
+  auto owned = std::make_unique<std::vector<T, Allocator>>(std::move(values));
+  const auto size = static_cast<py::ssize_t>(owned->size());
+  const T* data = owned->data();
+  const py::capsule owner(
+      owned.get(), [](void* pointer) { delete static_cast<std::vector<T, Allocator>*>(pointer); });
+  owned.release();
+  return py::array_t<T>(size, data, owner);
+}
+
+template <class Item>
+bool distinct_as(const py::array& items, const py::int_& low, std::uint64_t span,
+                 sec_grpo::Distinct* result) {
+  if (!py::isinstance<py::array_t<Item, py::array::c_style>>(items)) return false;
+  const auto* data = static_cast<const Item*>(items.data());
+  const auto count = static_cast<std::size_t>(items.size());
+  const auto first = low.cast<Item>();
+  const py::gil_scoped_release release;
+  *result = sec_grpo::distinct_in_range(data, count, first, span);
+  return true;
+}
+
+py::tuple distinct_in_range(const py::array& items, const py::int_& low, std::uint64_t span) {
+  sec_grpo::Distinct result;
+  const bool known = distinct_as<std::int32_t>(items, low, span, &result) ||
+                     distinct_as<std::int64_t>(items, low, span, &result) ||
+                     distinct_as<std::int16_t>(items, low, span, &result) ||
+                     distinct_as<std::int8_t>(items, low, span, &result) ||
+                     distinct_as<std::uint8_t>(items, low, span, &result) ||
+                     distinct_as<std::uint16_t>(items, low, span, &result) ||
+                     distinct_as<std::uint32_t>(items, low, span, &result) ||
+                     distinct_as<std::uint64_t>(items, low, span, &result);
+  if (!known) {
+    throw py::type_error("items must be a C-contiguous integer array, got " + describe(items));
+  }
+  return py::make_tuple(give_away(std::move(result.offsets)), give_away(std::move(result.codes)));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native curriculum core of sec_grpo.";
 
   py::register_exception<sec_grpo::StateError>(m, "CurriculumStateError", PyExc_ValueError);
+
+  m.def("distinct_in_range", &distinct_in_range, py::arg("items").noconvert(), py::arg("low"),
+        py::arg("span"));
 
   py::class_<Reduction>(m, "Reduction")
       .def_property_readonly("arms", [](const Reduction& r) { return to_array(r.arms); })

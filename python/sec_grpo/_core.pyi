@@ -1,9 +1,15 @@
 """Native curriculum core of sec_grpo."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 class CurriculumStateError(ValueError): ...
+
+def distinct_in_range(
+    items: NDArray[np.integer[Any]], low: int, span: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]: ...
 
 class Reduction:
     @property

@@ -82,10 +82,23 @@ def test_reduction_arrays_are_owned_copies() -> None:
     assert reduction.reward is None
 
 
+def test_distinct_in_range() -> None:
+    offsets, codes = _core.distinct_in_range(np.array([9, 5, 9, 7], np.int16), 5, 5)
+    assert offsets.tolist() == [0, 2, 4]
+    assert codes.dtype == np.int32
+    assert codes.tolist() == [2, 0, 2, 1]
+    with pytest.raises(ValueError, match="range of 4 integers, got one 4 above its low"):
+        _core.distinct_in_range(np.array([9, 5]), 5, 4)
+    for wrong in (np.array([0.5]), np.array([1, 2, 3])[::2], np.array([1, 2], ">i4")):
+        with pytest.raises(TypeError, match="C-contiguous integer array, got dtype"):
+            _core.distinct_in_range(wrong, 0, 9)
+
+
 def test_stub_lists_what_the_module_has() -> None:
     stub = ast.parse((Path(sec_grpo.__file__).parent / "_core.pyi").read_text())
     classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
-    assert set(classes) == {name for name in vars(_core) if not name.startswith("_")}
+    functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert {*classes, *functions} == {name for name in vars(_core) if not name.startswith("_")}
     for name, node in classes.items():
         stubbed = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
         real = {key for key in vars(getattr(_core, name)) if not key.startswith("_")}

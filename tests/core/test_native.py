@@ -13,6 +13,7 @@ NATIVE_TESTS = {
     "bounded",
     "crc32",
     "deterministic_exp",
+    "distinct",
     "engine",
     "fuzz_state",
     "golden",

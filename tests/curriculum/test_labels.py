@@ -107,3 +107,28 @@ def test_seed_type(seed: object) -> None:
 def test_strategy_must_be_one() -> None:
     with pytest.raises(TypeError, match="get_strategy"):
         Curriculum([0], "sec")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["i1", "u1", "<i2", ">i2", "<u4", ">i4", "<i8", ">i8", "<u8", ">u8"]
+)
+@pytest.mark.parametrize("values", [[3, 5, 4, 3], [3, 100, 50, 3], [0, 0]])
+def test_integer_arrays_of_every_kind(dtype: str, values: list[int]) -> None:
+    items = np.array([value for value in values for _ in range(2)], dtype)[::2]
+    curriculum = Curriculum(items)
+    assert curriculum.arms == tuple(sorted(set(values)))
+    assert all(type(arm) is int for arm in curriculum.arms)
+    arms = curriculum.arm_indices(np.arange(len(values)))
+    assert [curriculum.arms[arm] for arm in arms] == values
+
+
+def test_integers_at_the_ends_of_their_range() -> None:
+    for dtype, values in (
+        (np.uint64, [2**64 - 1, 2**64 - 3]),
+        (np.int64, [-(2**63), -(2**63) + 5]),
+        (np.int64, [2**63 - 1, -(2**63)]),  # too far apart for a table
+        (np.int8, [-128, 127]),
+    ):
+        curriculum = Curriculum(np.array(values, dtype))
+        assert curriculum.arms == tuple(sorted(values))
+        assert [curriculum.arms[arm] for arm in curriculum.arm_indices([0, 1])] == values

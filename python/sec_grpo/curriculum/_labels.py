@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sec_grpo import _core
+
 Label = int | float | str | tuple["Label", ...]
 
 _DIGITS = re.compile("([0-9]+)")
@@ -85,19 +87,22 @@ def _as_items(categories: Any) -> NDArray[Any] | list[Any]:
     return categories if categories.dtype.kind in "iuf" else categories.tolist()
 
 
-def _distinct(items: NDArray[Any] | list[Any]) -> tuple[list[Any], NDArray[np.int64]]:
-    """The distinct labels, unchecked, and for each prompt the place of its label among them."""
-    if isinstance(items, np.ndarray) and items.dtype.kind in "iu":
-        low, high = int(items.min()), int(items.max())
-        if high - low < 2 * len(items) + 1024:
-            return _distinct_in_range(items, low, high)
+def _distinct(items: NDArray[Any] | list[Any]) -> tuple[list[Any], NDArray[Any]]:
+    """The distinct labels, unchecked, and for each prompt the place of its label among them.
+
+    Those of an array are in order.
+    """
     if isinstance(items, np.ndarray):
+        if items.dtype.kind in "iu":
+            low, high = int(items.min()), int(items.max())
+            if high - low < 2 * len(items) + 1024:
+                return _distinct_in_range(items, low, high)
         values, codes = np.unique(items, return_inverse=True)
-        return values.tolist(), codes.astype(np.int64, copy=False)
+        return values.tolist(), codes
     seen: dict[Any, int] = {}
     number: Callable[[Any, int], int] = seen.setdefault
     try:
-        codes = np.fromiter((number(item, len(seen)) for item in items), np.int64, len(items))
+        codes = np.fromiter((number(item, len(seen)) for item in items), np.int32, len(items))
     except TypeError:
         for position, item in enumerate(items):
             try:
@@ -113,17 +118,13 @@ def _distinct(items: NDArray[Any] | list[Any]) -> tuple[list[Any], NDArray[np.in
 
 def _distinct_in_range(
     items: NDArray[Any], low: int, high: int
-) -> tuple[list[Any], NDArray[np.int64]]:
+) -> tuple[list[Any], NDArray[np.int32]]:
     """`_distinct` of integers in [low, high], without sorting."""
-    offsets = items if low == 0 else items - items.dtype.type(low)
-    present = np.zeros(high - low + 1, dtype=bool)
-    present[offsets] = True
-    values = np.flatnonzero(present)
-    if len(values) == len(present):
-        return list(range(low, high + 1)), offsets
-    place = np.zeros(len(present), dtype=np.int32)
-    place[values] = np.arange(len(values), dtype=np.int32)
-    return (values + low).tolist(), place[offsets]
+    native = np.ascontiguousarray(items, dtype=items.dtype.newbyteorder("="))
+    offsets, codes = _core.distinct_in_range(native, low, high - low + 1)
+    if len(offsets) == high - low + 1:
+        return list(range(low, high + 1)), codes
+    return [low + offset for offset in offsets.tolist()], codes
 
 
 def _checked(labels: Sequence[Any], where: Callable[[int], str]) -> list[Label]:
@@ -144,6 +145,9 @@ def arms_and_codes(
     if len(items) == 0:
         raise ValueError("categories must hold the label of at least one prompt, got none")
     distinct, codes = _distinct(items)
+    if arms is None and isinstance(items, np.ndarray) and items.dtype.kind in "iu":
+        # Plain integers in order: with 10^6 of them the checks below would take a second.
+        return tuple(distinct), np.ascontiguousarray(codes, dtype=np.int32)
 
     def position(number: int) -> str:
         return f"categories[{int(np.argmax(codes == number))}]"
