@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "sec_grpo/distinct.h"
+#include "sec_grpo/elementary.h"
 #include "sec_grpo/engine.h"
+#include "sec_grpo/thompson.h"
 
 namespace py = pybind11;
 
@@ -67,6 +69,18 @@ GroupArray group_array(const char* name, const py::object& object) {
   result.rows = static_cast<std::size_t>(array.shape(0));
   result.columns = static_cast<std::size_t>(array.shape(1));
   return result;
+}
+
+// The vector as an array that owns it: nothing is copied.
+template <class T, class Allocator>
+py::array_t<T> give_away(std::vector<T, Allocator>&& values) {
+  auto owned = std::make_unique<std::vector<T, Allocator>>(std::move(values));
+  const auto size = static_cast<py::ssize_t>(owned->size());
+  const T* data = owned->data();
+  const py::capsule owner(
+      owned.get(), [](void* pointer) { delete static_cast<std::vector<T, Allocator>*>(pointer); });
+  owned.release();
+  return py::array_t<T>(size, data, owner);
 }
 
 template <class T>
@@ -141,13 +155,13 @@ py::dict arm_table(const Engine& engine) {
     table = engine.arm_table();
   }
   py::dict result;
-  result["prompts"] = to_array(table.prompts);
-  result["draws"] = to_array(table.draws);
-  result["epochs"] = to_array(table.epochs);
-  result["last_drawn_step"] = to_array(table.last_drawn_step);
-  result["abs_advantage"] = to_array(table.abs_advantage);
-  result["reward"] = to_array(table.reward);
-  result["dead_groups"] = to_array(table.dead_groups);
+  result["prompts"] = give_away(std::move(table.prompts));
+  result["draws"] = give_away(std::move(table.draws));
+  result["epochs"] = give_away(std::move(table.epochs));
+  result["last_drawn_step"] = give_away(std::move(table.last_drawn_step));
+  result["abs_advantage"] = give_away(std::move(table.abs_advantage));
+  result["reward"] = give_away(std::move(table.reward));
+  result["dead_groups"] = give_away(std::move(table.dead_groups));
   return result;
 }
 
@@ -174,7 +188,7 @@ py::array_t<T> read_arms(const Engine& engine) {
     const py::gil_scoped_release release;
     values = (engine.*kRead)();
   }
-  return to_array(values);
+  return give_away(std::move(values));
 }
 
 py::bytes serialize(const Engine& engine, const std::string& strategy,
@@ -192,18 +206,6 @@ State parse(const Engine& engine, const py::bytes& bytes, const std::string& str
   const std::string_view view = view_of(bytes);
   const py::gil_scoped_release release;
   return engine.parse(view, strategy);
-}
-
-// The vector as an array that owns it: nothing is copied.
-template <class T, class Allocator>
-py::array_t<T> give_away(std::vector<T, Allocator>&& values) {
-  auto owned = std::make_unique<std::vector<T, Allocator>>(std::move(values));
-  const auto size = static_cast<py::ssize_t>(owned->size());
-  const T* data = owned->data();
-  const py::capsule owner(
-      owned.get(), [](void* pointer) { delete static_cast<std::vector<T, Allocator>*>(pointer); });
-  owned.release();
-  return py::array_t<T>(size, data, owner);
 }
 
 template <class Item>
@@ -234,6 +236,51 @@ py::tuple distinct_in_range(const py::array& items, const py::int_& low, std::ui
   return py::make_tuple(give_away(std::move(result.offsets)), give_away(std::move(result.codes)));
 }
 
+template <double (*kFunction)(double)>
+py::array_t<double> elementwise(const py::array& values) {
+  const double* data = vector_data<double>("values", "float64", values);
+  py::array_t<double> result(values.size());
+  double* target = result.mutable_data();
+  const auto count = static_cast<std::size_t>(values.size());
+  {
+    const py::gil_scoped_release release;
+    for (std::size_t i = 0; i < count; ++i) target[i] = kFunction(data[i]);
+  }
+  return result;
+}
+
+void check_lengths(const py::array& first, const py::array& second) {
+  if (first.size() == second.size()) return;
+  throw py::value_error("the arrays must have the same length, got " + describe(first) + " and " +
+                        describe(second));
+}
+
+py::array_t<double> gaussian_wins(const py::array& mean, const py::array& deviation) {
+  const double* means = vector_data<double>("mean", "float64", mean);
+  const double* deviations = vector_data<double>("deviation", "float64", deviation);
+  check_lengths(mean, deviation);
+  const auto count = static_cast<std::size_t>(mean.size());
+  std::vector<double> wins;
+  {
+    const py::gil_scoped_release release;
+    wins = sec_grpo::gaussian_wins(means, deviations, count);
+  }
+  return give_away(std::move(wins));
+}
+
+py::array_t<double> nearest_beta_wins(const py::array& a, const py::array& b, double target) {
+  const double* successes = vector_data<double>("a", "float64", a);
+  const double* failures = vector_data<double>("b", "float64", b);
+  check_lengths(a, b);
+  const auto count = static_cast<std::size_t>(a.size());
+  std::vector<double> wins;
+  {
+    const py::gil_scoped_release release;
+    wins = sec_grpo::nearest_beta_wins(successes, failures, count, target);
+  }
+  return give_away(std::move(wins));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -243,6 +290,12 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("distinct_in_range", &distinct_in_range, py::arg("items").noconvert(), py::arg("low"),
         py::arg("span"));
+  m.def("exp", &elementwise<sec_grpo::deterministic_exp>, py::arg("values").noconvert());
+  m.def("log", &elementwise<sec_grpo::deterministic_log>, py::arg("values").noconvert());
+  m.def("gaussian_wins", &gaussian_wins, py::arg("mean").noconvert(),
+        py::arg("deviation").noconvert());
+  m.def("nearest_beta_wins", &nearest_beta_wins, py::arg("a").noconvert(), py::arg("b").noconvert(),
+        py::arg("target"));
 
   py::class_<Reduction>(m, "Reduction")
       .def_property_readonly("arms", [](const Reduction& r) { return to_array(r.arms); })

@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "sec_grpo/deterministic_exp.h"
+#include "sec_grpo/elementary.h"
 #include "sec_grpo/prefetch.h"
 
 namespace sec_grpo {

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE_TESTS = {
     "bounded",
     "crc32",
-    "deterministic_exp",
     "distinct",
+    "elementary",
     "engine",
     "fuzz_state",
     "golden",
@@ -22,6 +22,7 @@ NATIVE_TESTS = {
     "reduction",
     "softmax_weights",
     "state",
+    "thompson",
     "threads",
     "weight_tree",
 }

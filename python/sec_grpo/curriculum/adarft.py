@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sec_grpo.curriculum._elementary import tanh
 from sec_grpo.curriculum._labels import Label
 from sec_grpo.curriculum._parameters import real_parameter
 from sec_grpo.curriculum.floor import log_weights
@@ -69,14 +70,14 @@ class AdaRFT(Strategy):
 
     def on_bind(self, arms: tuple[Label, ...], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
         """T = 0: the easiest arms."""
-        self._difficulty()
+        self.cache["difficulty"] = self._difficulty()
         self.memory["target"] = 0.0
         return self._weights()
 
     def observe(self, feedback: Feedback) -> NDArray[np.float64]:
         """Move T by the batch's mean reward."""
         reward = float(rewards_of(feedback, "strategy AdaRFT").mean(dtype=np.float64))
-        move = self.step_size * math.tanh(self.sensitivity * (reward - self.target_reward))
+        move = self.step_size * tanh(self.sensitivity * (reward - self.target_reward))
         self.memory["target"] = min(max(self.memory["target"] + move, 0.0), 100.0)
         return self._weights()
 
@@ -86,7 +87,7 @@ class AdaRFT(Strategy):
 
     def values(self) -> NDArray[np.float64]:
         """(K,) minus the distance of each arm's difficulty from T."""
-        return -np.abs(self._difficulty() - self.memory["target"])
+        return -np.abs(self.cache["difficulty"] - self.memory["target"])
 
     def _difficulty(self) -> NDArray[np.float64]:
         """(K,) in [0, 100]."""

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sec_grpo.curriculum._elementary import log
 from sec_grpo.curriculum._parameters import real_parameter
 from sec_grpo.curriculum.floor import log_weights
-from sec_grpo.curriculum.thompson import gaussian_wins
+from sec_grpo.curriculum.thompson import gaussian_wins, log_wins
 
 Values = NDArray[np.float64]
 
@@ -26,7 +27,7 @@ class Allocator(Protocol):
 
 def ucb_bonus(seen: NDArray[np.int64]) -> Values:
     """(K,) sqrt(2 ln(N + 1) / (n + 1)), n prompts of the arm and N of all."""
-    return np.sqrt(2.0 * np.log(seen.sum() + 1.0) / (seen + 1.0))
+    return np.sqrt(2.0 * log(seen.sum() + 1.0) / (seen + 1.0))
 
 
 def temperature_parameter(value: Any) -> float:
@@ -87,7 +88,7 @@ class Thompson:
     """p(c) = P(a sample of arm c's Gaussian belief is the largest): Thompson in every slot.
 
     The belief is the score with the estimator's deviation; without one (EMA, window) the best arm
-    takes all. Time is K x 1024: made for up to thousands of arms.
+    takes all. Time is K x 512: made for up to some ten thousand arms.
     """
 
     def log_weights(
@@ -95,9 +96,7 @@ class Thompson:
     ) -> Values:
         if not deviations.any():
             return _best(scores, usable, 0.0)
-        wins = np.zeros(len(scores))
-        wins[usable] = gaussian_wins(scores[usable], deviations[usable])
-        return log_weights(wins)
+        return log_wins(usable, gaussian_wins(scores[usable], deviations[usable]))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from sec_grpo.curriculum._labels import Label
 from sec_grpo.curriculum._parameters import real_parameter
 from sec_grpo.curriculum.estimators import DiscountedBeta
-from sec_grpo.curriculum.floor import log_weights
 from sec_grpo.curriculum.signals import success
 from sec_grpo.curriculum.strategy import Feedback, Strategy
-from sec_grpo.curriculum.thompson import nearest_beta_wins
+from sec_grpo.curriculum.thompson import log_wins, nearest_beta_wins
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,12 @@ class BetaThompson(Strategy):
 
     Beta(a, b) for each arm; after a batch a <- decay a + (1 - decay) a0 + successes and b
     likewise with failures, for the arms in it. p(c) = P(|g(c) - target| is the smallest),
-    g(c) ~ Beta(a(c), b(c)) independent, found by integration over 1,024 distances.
+    g(c) ~ Beta(a(c), b(c)) independent, found by integration over 512 distances.
 
     Departures: 1. the paper samples once for every prompt and takes the B nearest; here every slot
     of a batch samples anew, over arms; 2. arms outside the batch keep a and b.
 
-    Time and memory are K x 1024: made for up to thousands of arms.
+    Time is K x 512: made for up to some ten thousand arms.
 
     Args:
         target: the success rate looked for, in [0, 1]; the paper's 0.5.
@@ -82,7 +81,5 @@ class BetaThompson(Strategy):
 
     def _weights(self) -> NDArray[np.float64]:
         usable = self.sizes > 0
-        wins = np.zeros(len(usable))
         a, b = self.memory["a"][usable], self.memory["b"][usable]
-        wins[usable] = nearest_beta_wins(a, b, self.target)
-        return log_weights(wins)
+        return log_wins(usable, nearest_beta_wins(a, b, self.target))

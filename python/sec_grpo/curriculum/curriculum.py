@@ -39,7 +39,8 @@ class Curriculum:
     arm ends inside the batch, and must when the arm has fewer prompts than slots.
 
     With the same categories, strategy, seed and observations the draws are the same on every
-    platform. All methods may be called from several threads.
+    platform, of one's own strategies too where these keep to arithmetic and square roots (numpy's
+    exp and log differ between processors). All methods may be called from several threads.
 
     Args:
         categories: (N,) sequence or array with the label of each prompt: integers, floats,
@@ -75,7 +76,7 @@ class Curriculum:
         # Python code of strategies runs under this lock; the core has its own.
         self._lock = threading.RLock()
         self._use(copy.copy(strategy))
-        self._identity = f"{strategy.name} {_codec.encode(strategy.parameters()).decode()}"
+        self._identity = f"{strategy.name} {_codec.text(strategy.parameters())}"
         self._assign(self._strategy._bind(self._engine, self._arms, self._sizes))
 
     @classmethod

@@ -12,7 +12,7 @@ from sec_grpo.curriculum._parameters import count_parameter
 from sec_grpo.curriculum.allocators import temperature_parameter, ucb_bonus
 from sec_grpo.curriculum.signals import abs_advantage
 from sec_grpo.curriculum.strategy import Feedback, Strategy
-from sec_grpo.curriculum.windows import Windows
+from sec_grpo.curriculum.windows import MeanWindows
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class DUMP(Strategy):
     Departure: 1. n and N count prompts, as the window does, not rollouts.
 
     Args:
-        window: prompts remembered of each arm, at least 1; the paper's 300. They take four bytes
-            each, in arms that were seen.
+        window: prompts remembered of each arm, at least 1; the paper's 300. Four bytes each, in as
+            many places for each arm seen as the arm seen most often needs.
         temperature: of the softmax, above 0; the paper's 0.1.
 
     Raises TypeError or ValueError, naming the parameter, for anything else.
@@ -42,7 +42,7 @@ class DUMP(Strategy):
 
     def on_bind(self, arms: tuple[Label, ...], sizes: NDArray[np.int64]) -> None:
         """Nothing seen of any arm."""
-        Windows(self.memory, len(arms), self.window)
+        MeanWindows(self.memory, len(arms), self.window)
 
     def observe(self, feedback: Feedback) -> NDArray[np.float64]:
         """Remember the batch's prompts, the oldest of an arm making room."""
@@ -58,5 +58,5 @@ class DUMP(Strategy):
         windows = self._windows()
         return windows.mean + ucb_bonus(windows.seen)
 
-    def _windows(self) -> Windows:
-        return Windows(self.memory, len(self.sizes), self.window)
+    def _windows(self) -> MeanWindows:
+        return MeanWindows(self.memory, len(self.sizes), self.window)

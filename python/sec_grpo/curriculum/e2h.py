@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sec_grpo.curriculum._elementary import exp, power
 from sec_grpo.curriculum._labels import Label
 from sec_grpo.curriculum._parameters import count_parameter, real_parameter
 from sec_grpo.curriculum.floor import log_weights, mix_floor
@@ -56,9 +57,9 @@ class E2HGaussian(Strategy):
     def _weights(self, step: int) -> NDArray[np.float64]:
         present = np.flatnonzero(self.sizes)
         count = len(present)
-        centre = min(step / self.steps, 1.0) ** self.beta * (count - 1)
+        centre = float(power(min(step / self.steps, 1.0), self.beta)) * (count - 1)
         exponent = -((np.arange(count) - centre) ** 2) / (2.0 * self.sigma**2)
-        gaussian = np.exp(exponent - exponent.max())
+        gaussian = exp(exponent - exponent.max())
         p = np.zeros(len(self.sizes))
         # One arm alone: the floor formula gives it all.
         floor = min(2.0 / (count * (count + 1)), 1.0 / count)

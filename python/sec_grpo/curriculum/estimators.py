@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sec_grpo.curriculum._parameters import count_parameter, real_parameter
-from sec_grpo.curriculum.windows import Windows
+from sec_grpo.curriculum.windows import MeanWindows
 
 Values = NDArray[np.float64]
 Arms = NDArray[np.int64]
@@ -93,14 +93,14 @@ class Window:
         object.__setattr__(self, "size", count_parameter("size", self.size))
 
     def start(self, memory: Memory, num_arms: int, prior: float) -> None:
-        Windows(memory, num_arms, self.size)
+        MeanWindows(memory, num_arms, self.size)
         memory["prior"] = prior
 
     def update(self, memory: Memory, arms: Arms, values: Values, num_rollouts: int) -> None:
-        Windows(memory, 0, self.size).add(arms, values)
+        MeanWindows(memory, 0, self.size).add(arms, values)
 
     def mean(self, memory: Memory) -> Values:
-        windows = Windows(memory, 0, self.size)
+        windows = MeanWindows(memory, 0, self.size)
         return np.where(windows.seen > 0, windows.mean, memory["prior"])
 
     def deviation(self, memory: Memory) -> Values:

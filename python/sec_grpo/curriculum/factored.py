@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sec_grpo.curriculum._elementary import log
 from sec_grpo.curriculum._labels import Label, added_arms, arms_and_codes
 from sec_grpo.curriculum._shadow import Shadow
 from sec_grpo.curriculum.strategy import Feedback, Strategy
@@ -55,8 +56,7 @@ class _Factor:
 
     def log_probabilities(self) -> NDArray[np.float64]:
         """(K,) log p_f of each arm's label, -inf where it is 0."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.shadow.probabilities())[self.codes]
+        return log(self.shadow.probabilities())[self.codes]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sec_grpo.curriculum._elementary import log
 from sec_grpo.curriculum._labels import Label
 from sec_grpo.curriculum._parameters import real_parameter
 from sec_grpo.curriculum._shadow import Shadow
@@ -24,8 +25,7 @@ def mix_floor(
 
 def log_weights(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """log p, -inf where p is 0."""
-    with np.errstate(divide="ignore"):
-        return np.log(probabilities)
+    return log(probabilities)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Ordered(Strategy):
 
     def on_bind(self, arms: tuple[object, ...], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Log-weights of the first arm."""
-        num_stages = len(self._stages())
+        self.cache["stages"] = self._stages()
+        num_stages = len(self.cache["stages"])
         if self.steps < num_stages:
             raise ValueError(
                 f"steps must be at least {num_stages}, one draw for each arm that has prompts, "
@@ -54,12 +55,12 @@ class Ordered(Strategy):
         return np.flatnonzero(self.sizes)
 
     def _stage(self, step: int) -> int:
-        num_stages = len(self._stages())
+        num_stages = len(self.cache["stages"])
         return min(step * num_stages // self.steps, num_stages - 1)
 
     def _weights(self, stage: int) -> NDArray[np.float64]:
         weights = np.full(len(self.sizes), -np.inf)
-        weights[self._stages()[stage]] = 0.0
+        weights[self.cache["stages"][stage]] = 0.0
         return weights
 
 

@@ -1,4 +1,4 @@
-"""Progress and advantage, sampled."""
+"""Progress and advantage, sampled. K arms, D of them in a batch, W batches remembered."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sec_grpo.curriculum._labels import Label
 from sec_grpo.curriculum._parameters import count_parameter, real_parameter
 from sec_grpo.curriculum.estimators import Gaussian
-from sec_grpo.curriculum.floor import log_weights
 from sec_grpo.curriculum.signals import abs_advantage, rewards_of
 from sec_grpo.curriculum.strategy import Feedback, Strategy
-from sec_grpo.curriculum.thompson import gaussian_wins
+from sec_grpo.curriculum.thompson import gaussian_wins, log_wins
+from sec_grpo.curriculum.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PAC(Strategy):
     Departures: 1. the noise of v and the prior are parameters, since the rule as we know it states
     the drift only; 2. the slope is that of the mean reward.
 
-    Time and memory are K x 1024: made for up to thousands of arms.
+    Time is K x 512: made for up to some ten thousand arms.
 
     Args:
         window: batches remembered of each arm, at least 2; the paper's 16.
@@ -59,10 +59,9 @@ class PAC(Strategy):
 
     def on_bind(self, arms: tuple[Label, ...], sizes: NDArray[np.int64]) -> None:
         """Nothing seen of any arm."""
-        shape = (len(arms), self.window)
-        self.memory["advantage"] = np.zeros(shape)
-        self.memory["reward"] = np.zeros(shape)
-        self.memory["batch"] = np.full(shape, np.nan)
+        self._windows()
+        self.memory["advantage"] = np.zeros(len(arms))
+        self.memory["slope"] = np.zeros(len(arms))
         self.memory["batches"] = 0
         self._belief().start(self.memory, len(arms), 0.0)
 
@@ -75,16 +74,22 @@ class PAC(Strategy):
         abs_advantage(feedback, 0.0)
         rewards_of(feedback, "strategy PAC")
         arms, memory = feedback.arms, self.memory
-        slot = np.isfinite(memory["batch"][arms]).sum(axis=1)
-        full = slot == self.window
-        for name in ("advantage", "reward", "batch"):
-            memory[name][arms[full]] = np.roll(memory[name][arms[full]], -1, axis=1)
-        slot[full] = self.window - 1
-        memory["advantage"][arms, slot] = feedback.abs_advantage
-        memory["reward"][arms, slot] = feedback.reward
-        memory["batch"][arms, slot] = memory["batches"]
+        columns = np.empty((len(arms), 3))
+        columns[:, 0] = memory["batches"]
+        columns[:, 1] = feedback.reward
+        columns[:, 2] = feedback.abs_advantage
+        windows = self._windows()
+        windows.add(arms, columns)
+        remembered, filled = windows.of(arms)
+        count = filled.sum(axis=1)
+        memory["advantage"][arms] = (remembered[:, :, 2] * filled).sum(axis=1) / count
+        memory["slope"][arms] = _slopes(remembered[:, :, 0], remembered[:, :, 1], filled, count)
         memory["batches"] += 1
-        self._belief().update(memory, arms, self._observed()[arms], 1)
+        # An arm never seen has slope 0.
+        total = np.abs(memory["slope"]).sum()
+        share = memory["slope"][arms] / total if total > 0.0 else 0.0
+        observed = (1.0 + share) * memory["advantage"][arms]
+        self._belief().update(memory, arms, observed, 1)
         return self._weights() if feedback.step >= self.warmup else None
 
     def on_grow(self, step: int) -> NDArray[np.float64] | None:
@@ -98,21 +103,14 @@ class PAC(Strategy):
     def _belief(self) -> Gaussian:
         return Gaussian(self.drift, self.noise, self.spread)
 
-    def _observed(self) -> NDArray[np.float64]:
-        """(K,) v."""
-        known = np.isfinite(self.memory["batch"])
-        count = np.maximum(known.sum(axis=1), 1)
-        mean = np.where(known, self.memory["advantage"], 0.0).sum(axis=1) / count
-        slope = _slopes(self.memory["batch"], self.memory["reward"], known, count)
-        total = np.abs(slope).sum()
-        return mean if total == 0.0 else (1.0 + slope / total) * mean
+    def _windows(self) -> Windows:
+        """Of each arm the numbers, mean rewards and mean |A| of the batches that held it."""
+        return Windows(self.memory, len(self.sizes), self.window, columns=3, dtype=np.float64)
 
     def _weights(self) -> NDArray[np.float64]:
         usable = self.sizes > 0
-        wins = np.zeros(len(usable))
         deviation = np.sqrt(self.memory["variance"][usable])
-        wins[usable] = gaussian_wins(self.memory["estimate"][usable], deviation)
-        return log_weights(wins)
+        return log_wins(usable, gaussian_wins(self.memory["estimate"][usable], deviation))
 
 
 def _slopes(
@@ -121,7 +119,7 @@ def _slopes(
     known: NDArray[np.bool_],
     count: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """(K,) least-squares slope of y against x over the known points; 0 with fewer than two."""
+    """(D,) least-squares slope of y against x over the known points; 0 with fewer than two."""
     x, y = np.where(known, x, 0.0), np.where(known, y, 0.0)
     x = np.where(known, x - (x.sum(axis=1) / count)[:, None], 0.0)
     spread = (x * x).sum(axis=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sec_grpo.curriculum._elementary import power
 from sec_grpo.curriculum._labels import Label
 from sec_grpo.curriculum._parameters import real_parameter
 from sec_grpo.curriculum.floor import log_weights
@@ -48,6 +49,8 @@ class PLR(Strategy):
 
     def on_bind(self, arms: tuple[Label, ...], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
         """No arm observed."""
+        ranks = np.arange(1.0, np.count_nonzero(sizes) + 1.0)
+        self.cache["by_rank"] = power(ranks, -1.0 / self.beta)
         self.memory["score"] = np.full(len(arms), np.nan)
         self.memory["observed_step"] = np.zeros(len(arms), dtype=np.int64)
         return self._weights(0)
@@ -72,8 +75,7 @@ class PLR(Strategy):
         score = self.memory["score"][usable]
         score = np.where(np.isnan(score), np.inf, score)
         _, position, counts = np.unique(-score, return_inverse=True, return_counts=True)
-        with np.errstate(under="ignore"):
-            by_rank = np.arange(1.0, len(usable) + 1.0) ** (-1.0 / self.beta)
+        by_rank = self.cache["by_rank"]
         total = np.add.reduceat(by_rank, np.cumsum(counts) - counts)
         by_score = (total / counts)[position]
         staleness = (step - self.memory["observed_step"][usable]).astype(np.float64)

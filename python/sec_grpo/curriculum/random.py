@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sec_grpo.curriculum._elementary import log
 from sec_grpo.curriculum.strategy import Strategy
 
 
@@ -21,8 +22,7 @@ class Random(Strategy):
 
     def on_bind(self, arms: tuple[object, ...], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
         """log n(c)."""
-        with np.errstate(divide="ignore"):  # log 0 = -inf is an empty arm's probability 0
-            return np.log(sizes.astype(np.float64))
+        return log(sizes)  # log 0 = -inf is an empty arm's probability 0
 
     def on_grow(self, step: int) -> NDArray[np.float64]:
         """log n(c)."""

@@ -52,13 +52,7 @@ class Staged(Strategy):
 
     def on_bind(self, arms: tuple[Label, ...], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Log-weights of the first stage."""
-        for number in range(self._count()):
-            chosen = self._arms_of(number)
-            if not sizes[chosen].any():
-                raise ValueError(
-                    f"stages[{number}] must name an arm that has prompts, got "
-                    f"{', '.join(repr(arms[arm]) for arm in chosen) or 'none'}"
-                )
+        self.cache["stages"] = self._stages(arms, sizes)
         return self._weights(0)
 
     def after_draw(self, step: int) -> NDArray[np.float64] | None:
@@ -70,33 +64,37 @@ class Staged(Strategy):
         """The stages by now."""
         return self._weights(self._stage(step))
 
-    def _count(self) -> int:
-        if isinstance(self.stages, int):
-            return int(np.count_nonzero(self.sizes))
-        return len(self.stages)
-
     def _stage(self, step: int) -> int:
         if isinstance(self.stages, int):
-            return min(step // self.stages, self._count() - 1)
+            return min(step // self.stages, len(self.cache["stages"]) - 1)
         ends = np.cumsum([stage[1] for stage in self.stages[:-1]])  # type: ignore[index]
         return int(np.searchsorted(ends, step, side="right"))
 
-    def _arms_of(self, stage: int) -> list[int]:
+    def _stages(
+        self, arms: tuple[Label, ...], sizes: NDArray[np.int64]
+    ) -> NDArray[Any] | list[Any]:
+        """The arm numbers of each stage."""
         if isinstance(self.stages, int):
-            return [int(np.flatnonzero(self.sizes)[stage])]
-        number_of = {label: number for number, label in enumerate(self.arms)}
-        labels = self.stages[stage][0]  # type: ignore[index]
-        for label in labels:
-            if label not in number_of:
+            return np.flatnonzero(sizes)
+        number_of = {label: number for number, label in enumerate(arms)}
+        stages = []
+        for number, (labels, _) in enumerate(self.stages):
+            if unknown := [label for label in labels if label not in number_of]:
                 raise ValueError(
-                    f"stages[{stage}] must name arms of the curriculum ({listed(self.arms)}), "
-                    f"got {label!r}"
+                    f"stages[{number}] must name arms of the curriculum ({listed(arms)}), got "
+                    f"{unknown[0]!r}"
                 )
-        return [number_of[label] for label in labels]
+            stages.append([number_of[label] for label in labels])
+            if not sizes[stages[-1]].any():
+                raise ValueError(
+                    f"stages[{number}] must name an arm that has prompts, got "
+                    f"{', '.join(map(repr, labels))}"
+                )
+        return stages
 
     def _weights(self, stage: int) -> NDArray[np.float64]:
         weights = np.zeros(len(self.sizes))
-        chosen = self._arms_of(stage)
+        chosen = self.cache["stages"][stage]
         weights[chosen] = self.sizes[chosen]
         return log_weights(weights)
 

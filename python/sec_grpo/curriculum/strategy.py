@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sec_grpo import _core
+from sec_grpo.curriculum._elementary import log
 from sec_grpo.curriculum._labels import Label
 
 
@@ -125,6 +126,7 @@ class Strategy:
     _arms: tuple[Label, ...]
     _sizes: NDArray[np.int64]
     _memory: dict[str, Any]
+    _cache: dict[str, Any]
     _num_arms_before: int
 
     @property
@@ -157,6 +159,14 @@ class Strategy:
     def memory(self) -> dict[str, Any]:
         """What the strategy keeps between steps, once bound: saved with the curriculum."""
         return self._memory
+
+    @property
+    def cache(self) -> dict[str, Any]:
+        """What follows from the arms and their sizes, for `on_bind` to fill: not saved.
+
+        It is empty whenever `on_bind` is called, which is also when prompts were added.
+        """
+        return self._cache
 
     def scores(self) -> NDArray[np.float64]:
         """(K,) float64 scores in the core: Q after `Feedback.td_update`, else log-weights."""
@@ -206,10 +216,9 @@ class Strategy:
 
     def _mean_for_new(self) -> NDArray[np.float64]:
         """(K,) log-weights as they are, new arms at the mean weight of the others."""
-        with np.errstate(divide="ignore"):
-            probabilities = np.log(self._engine.probabilities())
+        probabilities = log(self._engine.probabilities())
         known = np.isfinite(probabilities[: self._num_arms_before])
-        mean = -np.log(max(int(known.sum()), 1))
+        mean = -float(log(max(int(known.sum()), 1)))
         weights = np.full(len(self._arms), mean)
         weights[: len(known)] = np.where(known, probabilities[: len(known)], mean)
         return weights
@@ -242,4 +251,5 @@ class Strategy:
         object.__setattr__(self, "_arms", arms)
         object.__setattr__(self, "_sizes", sizes)
         object.__setattr__(self, "_memory", {})
+        object.__setattr__(self, "_cache", {})
         return self.on_bind(arms, sizes)

@@ -1,4 +1,4 @@
-#include "sec_grpo/deterministic_exp.h"
+#include "sec_grpo/elementary.h"
 
 #include <cfloat>
 #include <cmath>
@@ -40,6 +40,10 @@ constexpr double kPowers[64] = {
 constexpr double kStepHigh = 0x1.62e42fef80000p-7;
 constexpr double kStepLow = 0x1.1cf79abc9e3b4p-42;
 constexpr double kStepsPerUnit = 0x1.71547652b82fep+6;
+// ln 2 likewise, for products with exponents.
+constexpr double kLn2High = 0x1.62e42fef80000p-1;
+constexpr double kLn2Low = 0x1.1cf79abc9e3b4p-36;
+constexpr double kSqrt2 = 0x1.6a09e667f3bcdp+0;
 // Adding and subtracting 1.5 * 2^52 rounds to the nearest integer.
 constexpr double kRounder = 0x1.8p+52;
 
@@ -69,6 +73,37 @@ double deterministic_exp(double x) {
   if (exponent < -1000) return mantissa * power_of_two(exponent + 600) * power_of_two(-600);
   if (exponent > 1000) return mantissa * power_of_two(exponent - 600) * power_of_two(600);
   return mantissa * power_of_two(exponent);
+}
+
+double deterministic_log(double x) {
+  if (std::isnan(x) || x < 0.0) return std::numeric_limits<double>::quiet_NaN();
+  if (x == 0.0) return -std::numeric_limits<double>::infinity();
+  if (std::isinf(x)) return x;
+  std::int64_t exponent = 0;
+  if (x < std::numeric_limits<double>::min()) {
+    x *= 0x1p54;
+    exponent = -54;
+  }
+  std::uint64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  exponent += static_cast<std::int64_t>(bits >> 52) - 1023;
+  bits = (bits & 0xFFFFFFFFFFFFFu) | 0x3FF0000000000000u;
+  double mantissa;
+  std::memcpy(&mantissa, &bits, sizeof mantissa);
+  if (mantissa > kSqrt2) {
+    mantissa *= 0.5;
+    ++exponent;
+  }
+  // log(1 + f) = 2 atanh(s) = f - (f^2 / 2 - s (f^2 / 2 + R)), R = sum over k > 0 of
+  // 2 s^2k / (2k + 1), and s^2 < 0.0295.
+  const double f = mantissa - 1.0;
+  const double s = f / (2.0 + f);
+  const double z = s * s;
+  double series = 0.0;
+  for (int k = 11; k > 0; --k) series = z * (2.0 / (2 * k + 1) + series);
+  const double half_square = 0.5 * f * f;
+  const auto e = static_cast<double>(exponent);
+  return e * kLn2High - ((half_square - (s * (half_square + series) + e * kLn2Low)) - f);
 }
 
 }  // namespace sec_grpo
