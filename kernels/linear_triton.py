@@ -11,18 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import triton
 from torch import Tensor
 
-from sec_grpo.kernels import policy_loss, row_exp
+from sec_grpo.kernels import linear_exp, policy_loss, row_exp
 from sec_grpo.kernels.head import Gradients, Head, RowStatistics
 from sec_grpo.kernels.matmul import accumulate, product_into
 from sec_grpo.kernels.reference import PolicyInputs, PolicyLossSpec
 from sec_grpo.kernels.row_kernels import RowKernels
 from sec_grpo.kernels.rows import SKIP, Chunk, row_chunks
 
+# How exponentials are made: "library" is its product and a row kernel, "fused" `linear_exp` where
+# that fits. Which is faster has not been measured yet (benchmarks/tune_linear.py does).
+PRODUCT: Literal["library", "fused"] = "library"
 # Bytes of a chunk's exponentials (C, V): the larger, the fewer trips of the float32 gradient of the
 # weight through memory. With the other buffers it stays below 1 GiB.
 EXP_BYTES = 832 << 20
@@ -120,10 +124,18 @@ def _forward(
     """The chunk's kernels, statistics and states (C, D); its exponentials go to exp (C, V)."""
     states = chunk.take(hidden)
     kernels = RowKernels(chunk.take(targets), head.select(chunk), weight.shape[0])
-    kernels.start(states, weight)
-    for first in slices:
-        kernels.exponentials(slices.make(states, first), first, exp, keep_logits=keep_logits)
+    if PRODUCT == "fused" and _fits_fused(states, weight, head):
+        kernels.start(states, weight, linear_exp.block_columns(weight.device))
+        kernels.exponentials_of_product(states, weight, exp)
+    else:
+        kernels.start(states, weight)
+        for first in slices:
+            kernels.exponentials(slices.make(states, first), first, exp, keep_logits=keep_logits)
     return kernels, kernels.combine(), states
+
+
+def _fits_fused(states: Tensor, weight: Tensor, head: Head) -> bool:
+    return head.bias is None and head.softcap is None and linear_exp.fits(states, weight)
 
 
 def _zero_skipped(row_class: Tensor | None, *tensors: Tensor) -> None:

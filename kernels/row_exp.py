@@ -28,6 +28,10 @@ LIMITS = {torch.float32: 20.0, torch.bfloat16: 20.0, torch.float16: 4.0}
 STATISTICS_LIMIT = 0.0
 
 
+# A logit that counts for nothing beside any other.
+_NOTHING = tl.constexpr(-1e30)
+
+
 @triton.jit
 def _transform(
     raw, bias, logit_scale, softcap, inv_temperature, HAS_BIAS: tl.constexpr, CAP: tl.constexpr
@@ -95,14 +99,28 @@ def _target_logit_kernel(
 
 
 @triton.jit
-def anchored_exp(z, largest, target_logit, LIMIT: tl.constexpr):
-    """exp(z - anchor), the anchor, and z - anchor with 0 where the exponential is 0."""
-    anchor = tl.where(largest > target_logit + LIMIT, largest, target_logit)
-    # A block of banned tokens, or a banned target: -inf less -inf would be NaN.
-    origin = tl.where(anchor == float("-inf"), 0.0, anchor)
-    distance = z - origin
-    e = tl.exp(distance)
-    return e, anchor, tl.where(e == 0.0, 0.0, distance)
+def mask_logits(z, keep, HAS_BIAS: tl.constexpr):
+    """z with columns that are not kept, and banned ones, so low that they count for nothing.
+
+    Not -inf, whose product with an exponential of 0 is NaN.
+    """
+    if HAS_BIAS:
+        keep = keep & (z != float("-inf"))
+    return tl.where(keep, z, _NOTHING)
+
+
+@triton.jit
+def anchor_of(largest, target_logit, LIMIT: tl.constexpr):
+    """The anchor of a block with the largest logit `largest`, target apart; -inf where it is empty
+    and the target banned."""
+    largest = tl.where(largest == _NOTHING, float("-inf"), largest)
+    return tl.where(largest > target_logit + LIMIT, largest, target_logit)
+
+
+@triton.jit
+def distance_from(z, anchor):
+    """z - anchor, whose exponential is at most exp(LIMIT)."""
+    return z - tl.where(anchor == float("-inf"), 0.0, anchor)
 
 
 @triton.jit(do_not_specialize=["first_column", "num_columns", *_SCALARS])
@@ -134,28 +152,28 @@ def _exp_kernel(
 ):
     """One block of one row of raw products (C, num_columns), which start at `first_column`.
 
-    Stores the exponentials (with STORE; times the cap's slope with STORE_SLOPE), and of the block
-    the anchor, the sum of the exponentials, and that of exponential times (z - anchor), both
-    without the target's.
+    Stores the exponentials (with STORE; times the cap's slope with STORE_SLOPE), 0 for the target,
+    and of the block the anchor, the sum of the exponentials, and that of exponential times
+    (z - anchor).
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < num_columns
-    raw = tl.load(raw_ptr + row * raw_stride + column, mask=inside, other=float("-inf"))
+    raw = tl.load(raw_ptr + row * raw_stride + column, mask=inside, other=0.0)
     bias = 0.0
     if HAS_BIAS:
         bias = tl.load(bias_ptr + first_column + column, mask=inside, other=0.0).to(tl.float32)
     inv_temperature = _inverse_temperature(temperatures_ptr, temperature, row, PER_ROW)
     z, slope = _transform(raw, bias, logit_scale, softcap, inv_temperature, HAS_BIAS, CAP)
-    z = tl.where(inside, z, float("-inf"))
-    target_logit = tl.load(target_logits_ptr + row)
-    e, anchor, distance = anchored_exp(z, tl.max(z, 0), target_logit, LIMIT)
+    keep = inside & (first_column + column != tl.load(targets_ptr + row))
+    z = mask_logits(z, keep, HAS_BIAS)
+    anchor = anchor_of(tl.max(z, 0), tl.load(target_logits_ptr + row), LIMIT)
+    distance = distance_from(z, anchor)
+    e = tl.exp(distance)
     if STORE:
         stored = e * slope if STORE_SLOPE else e
         at = exp_ptr + row * exp_stride + first_column + column
         tl.store(at, stored.to(exp_ptr.dtype.element_ty), mask=inside)
-    target = tl.load(targets_ptr + row)
-    e = tl.where(first_column + column == target, 0.0, e)
     at = row * num_blocks + first_column // BLOCK + tl.program_id(1)
     tl.store(anchors_ptr + at, anchor)
     tl.store(sums_ptr + at, tl.sum(e, 0))

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sec_grpo.kernels import row_exp
+from sec_grpo.kernels import linear_exp, row_exp
 from sec_grpo.kernels.head import Head, RowStatistics
 
 
@@ -98,6 +98,23 @@ class RowKernels:
             LIMIT=row_exp.STATISTICS_LIMIT if out is None else row_exp.LIMITS[out.dtype],
             BLOCK=row_exp.BLOCK,
             num_warps=row_exp.NUM_WARPS,
+        )
+
+    def exponentials_of_product(self, states: Tensor, weight: Tensor, out: Tensor | None) -> None:
+        """`exponentials` of all columns, of products that are made on the way."""
+        temperature, logit_scale, _ = self._scalars
+        linear_exp.linear_exp(
+            states,
+            weight,
+            out,
+            self._targets,
+            self._temperatures,
+            self._target_logits,
+            (self._anchors, self._sums, self._moments),
+            temperature,
+            logit_scale,
+            per_row=self._flags["PER_ROW"],
+            limit=row_exp.STATISTICS_LIMIT if out is None else row_exp.LIMITS[out.dtype],
         )
 
     def combine(self) -> RowStatistics:

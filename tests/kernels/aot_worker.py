@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sec_grpo.kernels import group_advantages, policy_loss, row_exp
+from sec_grpo.kernels import group_advantages, linear_exp, policy_loss, row_exp
 
 ADVANTAGE_TYPES = {
     "rewards_ptr": "*fp32",
@@ -68,6 +68,7 @@ NUM_WARPS = {
     row_exp._combine_kernel: row_exp.COMBINE_WARPS,
     row_exp._finish_kernel: row_exp.NUM_WARPS,
     row_exp._gradient_kernel: row_exp.NUM_WARPS,
+    linear_exp._linear_exp_kernel: linear_exp.NUM_WARPS,
 }
 LOSS_FLAGS = {
     "PACKED": True,
@@ -187,6 +188,38 @@ def row_cases():
             yield f"{kernel.__name__}: {name}", kernel, used, constexprs
 
 
+def product_cases(capability: int):
+    """The product with its epilogue, where it is used: on GPUs with tensor memory access."""
+    columns = linear_exp.BLOCK_N.get(capability // 10)
+    if columns is None:
+        return
+    rows, depth = linear_exp.BLOCK_M, linear_exp.BLOCK_K
+    boxes = {"states_desc": (rows, depth), "weight_desc": (columns, depth)}
+    boxes["exp_desc"] = (rows, columns // 4)
+    types = {name: f"tensordesc<bf16[{m}, {n}]>" for name, (m, n) in boxes.items()}
+    types.update(
+        dict.fromkeys(
+            ("temperatures_ptr", "target_logits_ptr", "anchors_ptr", "sums_ptr", "moments_ptr"),
+            "*fp32",
+        )
+    )
+    types["targets_ptr"] = "*i64"
+    types.update(dict.fromkeys(("num_rows", "num_columns", "num_hidden", "num_blocks"), "i32"))
+    types.update(dict.fromkeys(("temperature", "logit_scale"), "fp32"))
+    kernel = linear_exp._linear_exp_kernel
+    for per_row, store in ((False, True), (True, True), (False, False)):
+        constexprs = {
+            "PER_ROW": per_row,
+            "STORE": store,
+            "LIMIT": 20.0,
+            "BLOCK_M": rows,
+            "BLOCK_N": columns,
+            "BLOCK_K": depth,
+        }
+        name = f"{kernel.__name__}: per_row={per_row}, store={store}"
+        yield name, kernel, types, constexprs
+
+
 def nvidia_resources(cubin: bytes) -> dict[str, int]:
     """Registers and stack bytes, as the cubin states them; spilled registers live on the stack."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -215,11 +248,16 @@ def compile_case(kernel, types, constexprs, target: GPUTarget) -> dict[str, int]
     signature = {**types, **dict.fromkeys(constexprs, "constexpr")}
     # Triton wants the parameters in the kernel's order.
     signature = {name: signature[name] for name in kernel.arg_names}
-    num_warps = NUM_WARPS[kernel]
+    options = {"num_warps": NUM_WARPS[kernel]}
+    if kernel is linear_exp._linear_exp_kernel:
+        options["num_stages"] = linear_exp.NUM_STAGES
     source = ASTSource(kernel, signature, constexprs)
-    compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+    compiled = triton.compile(source, target=target, options=options)
     if target.backend == "cuda":
         resources = nvidia_resources(compiled.asm["cubin"])
+        ptx = compiled.asm["ptx"]
+        # The tensor cores' own instructions for operands in shared memory, of sm_90 and of sm_100.
+        resources["tensor_core"] = ptx.count("wgmma.mma_async") + ptx.count("tcgen05.mma")
     else:
         resources = amd_resources(compiled.asm["amdgcn"])
     return {**resources, "shared": compiled.metadata.shared}
@@ -230,7 +268,8 @@ def main(backend: str, arch: str) -> None:
         target = GPUTarget("cuda", int(arch), 32)
     else:
         target = GPUTarget("hip", arch, 64)
-    every = itertools.chain(cases(), row_cases())
+    product = product_cases(int(arch)) if backend == "cuda" else ()
+    every = itertools.chain(cases(), row_cases(), product)
     print(json.dumps({name: compile_case(*rest, target) for name, *rest in every}))
 
 

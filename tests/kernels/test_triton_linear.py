@@ -5,6 +5,8 @@ Blocks and slices are small here, so that the interpreter runs rows of many of t
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -121,11 +123,21 @@ def test_logprob_and_gradients(dtype, head, memory_mode, triton_device, poisoned
     assert_no_worse(NAMES, truth, run(ours, tensors, dtype, triton_device), plain)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["peaked", "uniform", "far"])
-@pytest.mark.parametrize("memory_mode", ["fast", "low"])
-def test_distributions(dtype, kind, memory_mode, triton_device, poisoned_memory):
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [
+        *itertools.product(["fast", "low"], DTYPES),
+        ("fused", torch.float16),
+        # The interpreter's products of bfloat16 are wrong.
+        *([("fused", torch.bfloat16)] if torch.cuda.is_available() else []),
+    ],
+)
+def test_distributions(way, dtype, kind, triton_device, poisoned_memory, monkeypatch):
     """Targets with p near 1, equal logits, and targets with logp < -100 (several anchors a row)."""
+    if way == "fused":
+        monkeypatch.setattr(linear_triton, "PRODUCT", "fused")
+    memory_mode = "low" if way == "low" else "fast"
     scale = {"peaked": 1.5, "uniform": 0.0, "far": 10.0}[kind]
     *tensors, targets = make(dtype, scale=scale, seed=2)
     if kind == "peaked":
@@ -289,6 +301,36 @@ def test_every_subset_of_gradients(needed, memory_mode, triton_device):
         assert (part is not None) == bool(need)
         if need:
             torch.testing.assert_close(part, full, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_the_fused_product_is_the_library_s(per_row, triton_device, poisoned_memory, monkeypatch):
+    """Rows and columns of several tiles, with ends inside one."""
+    generator = torch.Generator().manual_seed(8)
+    hidden = torch.randn(140, 40, generator=generator).half().to(triton_device)
+    weight = torch.randn(507, 40, generator=generator).half().to(triton_device)
+    targets = torch.randint(0, 507, (140,), generator=generator).to(triton_device)
+    temperature = torch.linspace(0.5, 2, 140).to(triton_device) if per_row else 0.7
+    found = []
+    for product in ("library", "fused"):
+        monkeypatch.setattr(linear_triton, "PRODUCT", product)
+        leaves = [t.clone().requires_grad_() for t in (hidden, weight)]
+        result = linear_policy_loss(
+            *leaves,
+            targets,
+            torch.tensor([1.0, -1.0], device=triton_device),
+            cu_seqlens=torch.tensor([0, 60, 140], device=triton_device),
+            temperature=temperature,
+            backend="triton",
+        )
+        result.loss.backward()
+        found.append((result.loss, result.logprobs, result.entropy, *(t.grad for t in leaves)))
+    library, fused = found
+    for a, b in zip(fused[:3], library[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    for a, b in zip(fused[3:], library[3:], strict=True):
+        error = torch.linalg.vector_norm((a - b).float())
+        assert error <= 1e-3 * torch.linalg.vector_norm(b.float())
 
 
 def test_nan_shows_in_its_row_alone(triton_device):
