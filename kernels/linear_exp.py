@@ -54,7 +54,7 @@ def _epilogue(
     STORE: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """What `row_exp._exp_kernel` does with a block of a row, for logits raw * factor (rows, BLOCK)."""
+    """`row_exp._exp_kernel` of one block in each row, of logits raw * factor (rows, BLOCK)."""
     BLOCK: tl.constexpr = raw.shape[1]
     valid = row < num_rows
     column = first_column + tl.arange(0, BLOCK)

@@ -170,14 +170,14 @@ def _exp_kernel(
     anchor = anchor_of(tl.max(z, 0), tl.load(target_logits_ptr + row), LIMIT)
     distance = distance_from(z, anchor)
     e = tl.exp(distance)
-    if STORE:
-        stored = e * slope if STORE_SLOPE else e
-        at = exp_ptr + row * exp_stride + first_column + column
-        tl.store(at, stored.to(exp_ptr.dtype.element_ty), mask=inside)
     at = row * num_blocks + first_column // BLOCK + tl.program_id(1)
     tl.store(anchors_ptr + at, anchor)
     tl.store(sums_ptr + at, tl.sum(e, 0))
     tl.store(moments_ptr + at, tl.sum(e * distance, 0))
+    if STORE:
+        stored = e * slope if STORE_SLOPE else e
+        at = exp_ptr + row * exp_stride + first_column + column
+        tl.store(at, stored.to(exp_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
