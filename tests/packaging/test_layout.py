@@ -18,7 +18,7 @@ ALLOWED = {
     "report": {"report"},
     "trainer": {"curriculum", "distributed", "errors", "ops", "report", "trainer", ""},
     "simulation": {"curriculum", "report", "simulation"},
-    "evaluation": {"curriculum", "evaluation", "report", "trainer"},
+    "evaluation": {"curriculum", "errors", "evaluation", "report", "tasks", "trainer"},
     "rewards": {"errors", "rewards", "tasks", "trainer"},
     "integrations": {
         "curriculum",

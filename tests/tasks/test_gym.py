@@ -382,7 +382,7 @@ def test_only_the_listed_data_sets_go_through_sets():
         "made = {}\n"
         "for name in gym.datasets():\n"
         "    task = get('reasoning_gym/' + name)\n"
-        "    rows = [task.make(level, 3, i) for level in task.levels[:2] for i in range(3)]\n"
+        "    rows = [task.make(level, 3, i) for level in task.levels[:1] for i in range(3)]\n"
         "    made[name] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()\n"
         "import sys\nprint(json.dumps(made), file=sys.stderr)"
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +22,9 @@ from sec_grpo.cli.train import TINY_MODEL, category_of, limit_per_category
 
 if TYPE_CHECKING:
     from sec_grpo.evaluation import EvaluationResult
-    from sec_grpo.evaluation.evaluate import Judge
+
+# Files, one of which a folder with a tokenizer has.
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def evaluate(
@@ -39,8 +44,14 @@ def evaluate(
     ] = "difficulty",
     reward: Annotated[
         str | None,
-        typer.Option(help="module:function or file.py:function; default: the tasks of the rows."),
+        typer.Option(
+            help="A task's name, module:name or file.py:name (a reward function or a task); "
+            "default: the tasks of the rows."
+        ),
     ] = None,
+    solved: Annotated[
+        float, typer.Option(help="The least score or reward of a solved completion.")
+    ] = 1.0,
     held_out: Annotated[
         str | None,
         typer.Option(
@@ -62,9 +73,26 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="At most this many rows of each level.")] = None,
     seed: Annotated[int, typer.Option(help="Of generated problems and of sampling.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    chat_template: Annotated[
+        str,
+        typer.Option(
+            "--chat_template",
+            "--chat-template",
+            help="auto (the tokenizer's), none (contents of messages joined), or a Jinja file.",
+        ),
+    ] = "auto",
     output_dir: Annotated[
-        Path, typer.Option("--output_dir", "--output-dir", help="completions.parquet, summary.json")
-    ] = Path("runs/eval"),
+        Path | None,
+        typer.Option(
+            "--output_dir",
+            "--output-dir",
+            help="For samples.jsonl, completions.parquet and summary.json; default: a folder of "
+            "runs/eval named after the settings, so that the same command continues.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Drop samples of other settings in the output folder.")
+    ] = False,
 ) -> None:
     """Accuracy per level with 95% intervals, pass@k, and every completion in a parquet file.
 
@@ -74,14 +102,27 @@ def evaluate(
     from sec_grpo.evaluation import evaluate as run
     from sec_grpo.tasks import load_rows
 
-    ks = _numbers("--k", k)
+    options: dict[str, Any] = {
+        "category": category_of(category),
+        "samples": samples,
+        "ks": _numbers("--k", k),
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_completion_length": max_completion_length,
+        "batch_size": batch_size,
+        "seed": seed,
+        "solved": solved,
+    }
     rows = load_rows(data, seed, evaluation=True)
-    labels = category_of(category)
     if limit is not None:
-        rows = limit_per_category(rows, labels, limit)
-    judge, own_held_out = judge_of(reward, rows)
+        rows = limit_per_category(rows, options["category"], limit)
+    judge = judge_of(reward)
     quiet_libraries()
     loaded, tokenizer = load_model(model, dtype, seed)
+    use_chat_template(tokenizer, chat_template)
+    if output_dir is None:
+        named = [model, data, dtype, chat_template, limit, sorted(map(str, options.items()))]
+        output_dir = Path("runs/eval") / _folder_name(model, data, named)
     console = Console()
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("completions", total=None)
@@ -94,19 +135,13 @@ def evaluate(
             tokenizer,
             rows,
             judge,
-            category=labels,
-            samples=samples,
-            ks=ks,
-            temperature=temperature,
-            top_p=top_p,
-            max_completion_length=max_completion_length,
-            batch_size=batch_size,
-            seed=seed,
-            completions=output_dir / "completions.parquet",
+            folder=output_dir,
+            overwrite=overwrite,
             progress=show,
+            **options,
         )
-    apart = own_held_out if held_out is None else set(held_out.split(","))
-    _show(result, apart, model, output_dir, console)
+    apart = result.held_out_levels if held_out is None else held_out.split(",")
+    _show(result, {str(level) for level in apart}, model, output_dir, console)
 
 
 def _numbers(name: str, text: str) -> list[int]:
@@ -116,43 +151,25 @@ def _numbers(name: str, text: str) -> list[int]:
         raise ValueError(f"{name} must be whole numbers joined by commas, got {text!r}") from None
 
 
-def judge_of(reward: str | None, rows: Any) -> tuple[Judge, set[str]]:
-    """How completions are judged, and the held-out levels of the tasks that judge."""
-    from sec_grpo import tasks
-    from sec_grpo.evaluation.evaluate import Judgement
+def _folder_name(model: str, data: str, settings: list[Any]) -> str:
+    """Readable, and another one for other settings."""
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+    parts = ["-".join(Path(model).parts[-2:]), Path(data.split(",")[0]).stem]
+    words = [re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.")[:40] for part in parts]
+    return "-".join([*filter(None, words), digest])
+
+
+def judge_of(reward: str | None) -> Any:
+    """The `judge` argument of `evaluate` from the command line's words; None: the rows say."""
     from sec_grpo.rewards import reward_from
-    from sec_grpo.tasks.sources import tasks_of
 
-    if reward is not None and ":" in reward:
-        function = reward_from(reward)
-
-        def by_function(text: str, row: dict[str, Any]) -> Judgement:
-            columns = {name: [value] for name, value in row.items() if name != "prompt"}
-            is_text = isinstance(row["prompt"], str)
-            completion: Any = text if is_text else [{"role": "assistant", "content": text}]
-            (score,) = function(prompts=[row["prompt"]], completions=[completion], **columns)
-            return Judgement(0.0 if score is None else float(score), "", True)
-
-        return by_function, set()
-    names = [reward] if reward is not None else tasks_of(rows)
-    judges = {name: tasks.get(name) for name in names}
-    held_out = {str(level) for task in judges.values() for level in task.held_out_levels}
-
-    def by_task(text: str, row: dict[str, Any]) -> Judgement:
-        name = names[0] if len(names) == 1 else tasks.task_of(row)
-        truth = row.get("ground_truth")
-        if truth is None:
-            truth = json.loads(row["ground_truth_json"])
-        verdict = judges[name].verify(text, truth)
-        return Judgement(verdict.score, verdict.reason, verdict.well_formed)
-
-    return by_task, held_out
+    return None if reward is None else reward_from(reward, evaluation=True)
 
 
 def load_model(name: str, dtype: str, seed: int) -> tuple[Any, Any]:
     """The model, on the GPU where there is one, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     dtypes = ("auto", "float32", "bfloat16", "float16")
     if dtype not in dtypes:
@@ -163,24 +180,70 @@ def load_model(name: str, dtype: str, seed: int) -> tuple[Any, Any]:
         tokenizer = character_tokenizer()
         return tiny_qwen2(tokenizer, seed=seed), tokenizer
     folder = Path(name).expanduser()
-    looks_local = name.startswith(("/", "./", "../", "~")) or folder.exists()
-    if looks_local and not folder.is_dir():
+    is_folder = folder.is_dir()
+    if not is_folder and (name.startswith(("/", "./", "../", "~")) or folder.exists()):
         raise ValueError(f"model {name}: there is no such folder")
-    adapter = folder / "adapter_config.json"
-    if looks_local and not adapter.is_file() and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"model {name}: the folder holds neither config.json nor adapter_config.json; name one "
-            "written by save_pretrained, such as a run's output folder or a checkpoint"
-        )
+    if is_folder:
+        _check_folder(folder)
+        name = str(folder)
     chosen = dtype if dtype == "auto" else getattr(torch, dtype)
-    if adapter.is_file():
-        from peft import AutoPeftModelForCausalLM
-
-        model = AutoPeftModelForCausalLM.from_pretrained(str(folder), torch_dtype=chosen)
+    if is_folder and (folder / "adapter_config.json").is_file():
+        model = _with_adapter(folder, chosen)
     else:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=chosen)
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = _tokenizer(name, model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+        return
+    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
+    hint = (
+        f"it holds checkpoints: name one of them, as {folder / checkpoints[-1]}"
+        if checkpoints
+        else "name one written by save_pretrained, such as a run's output folder or a checkpoint"
+    )
+    raise ValueError(
+        f"model {folder}: the folder holds neither config.json nor adapter_config.json; {hint}"
+    )
+
+
+def _with_adapter(folder: Path, dtype: Any) -> Any:
+    try:
+        from peft import AutoPeftModelForCausalLM
+    except ImportError as error:
+        raise ValueError(
+            f"model {folder} is a PEFT adapter: pip install 'sec-grpo[peft]'"
+        ) from error
+    return AutoPeftModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+
+
+def _tokenizer(name: str, model: Any) -> Any:
+    """The tokenizer beside the model, or that of an adapter's base model."""
+    from transformers import AutoTokenizer
+
+    adapters = getattr(model, "peft_config", {})
+    for source in (name, *(config.base_model_name_or_path for config in adapters.values())):
+        # transformers makes up an empty tokenizer for a folder without one.
+        if not Path(source).is_dir() or any((Path(source) / file).is_file() for file in _TOKENIZER):
+            return AutoTokenizer.from_pretrained(source)
+    raise ValueError(
+        f"model {name}: the folder holds no tokenizer; save it there with tokenizer.save_pretrained"
+    )
+
+
+def use_chat_template(tokenizer: Any, template: str) -> None:
+    """Set the tokenizer's template from the command line's word."""
+    if template == "none":
+        tokenizer.chat_template = None
+    elif template != "auto":
+        path = Path(template)
+        if not path.is_file():
+            raise ValueError(
+                f"--chat_template must be auto, none or a Jinja file; there is no file {template!r}"
+            )
+        tokenizer.chat_template = path.read_text()
 
 
 def _show(
@@ -189,33 +252,22 @@ def _show(
     """Print the table; write summary.json."""
     from sec_grpo.report.atomic import write_atomically
 
-    ks = sorted(result.levels[0].pass_at)
-    title = f"{model}: accuracy"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("level", no_wrap=True, min_width=13)
-    for name in ("prompts", "accuracy", "95%", *(f"pass@{k}" for k in ks if k > 1)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("format", "ended", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
     apart = [level.label for level in result.levels if str(level.label) in held_out]
-    for level in result.levels:
-        name = f"{level.label} (held out)" if level.label in apart else str(level.label)
-        table.add_row(
-            name,
-            str(level.prompts),
-            f"{level.accuracy:.3f}",
-            f"{level.low:.2f} to {level.high:.2f}",
-            *(f"{level.pass_at[k]:.3f}" for k in ks if k > 1),
-            f"{level.well_formed:.2f}",
-            f"{level.finished:.2f}",
-            f"{level.mean_tokens:.0f}",
-        )
-    console.print(table)
     trained = [level.label for level in result.levels if level.label not in apart]
-    means = {"mean_trained": result.mean(trained), "mean_held_out": result.mean(apart)}
-    shown = [f"{name.replace('_', ', ', 1)}: {value:.3f}" for name, value in means.items()
-             if value == value]  # fmt: skip
-    console.print("   ".join(shown).replace("_", " "), highlight=False)
+    console.print(_table(result, apart, model))
+    means: dict[str, Any] = {}
+    for name, labels in (("trained", trained), ("held_out", apart)):
+        low, high = result.mean_interval(labels)
+        means |= {
+            f"mean_{name}": _finite(result.mean(labels)),
+            f"mean_{name}_interval": [_finite(low), _finite(high)],
+        }
+        if labels:
+            console.print(
+                f"mean, {name.replace('_', ' ')}: {result.mean(labels):.3f} "
+                f"({low:.2f} to {high:.2f})",
+                highlight=False,
+            )
     if result.failures:
         console.print(
             f"{result.failures} completions could not be judged and score 0; the column `reason` "
@@ -229,13 +281,44 @@ def _show(
         "samples": result.samples,
         "failures": result.failures,
         "held_out": [str(label) for label in apart],
-        **{name: None if value != value else value for name, value in means.items()},
-        "levels": [
-            {**dataclasses.asdict(level), "label": str(level.label)} for level in result.levels
-        ],
+        **means,
+        "levels": [_numbers_of(level) for level in result.levels],
+        "sampling": result.settings,
     }
-    path = write_atomically(
-        folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode()
-    )
-    for written in (result.completions, path):
+    content = (json.dumps(summary, indent=1) + "\n").encode()
+    for written in (result.completions, write_atomically(folder / "summary.json", content)):
         console.print(f"  {written}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(result: EvaluationResult, held_out: list[Any], model: str) -> Table:
+    ks = [k for k in sorted(result.levels[0].pass_at) if k > 1]
+    title = f"{model}: accuracy"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("level", no_wrap=True, min_width=13)
+    for name in ("prompts", "accuracy", "95%", *(f"pass@{k}" for k in ks)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("format", "ended", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for level in result.levels:
+        name = f"{level.label} (held out)" if level.label in held_out else str(level.label)
+        table.add_row(
+            name,
+            str(level.prompts),
+            f"{level.accuracy:.3f}",
+            f"{level.low:.2f} to {level.high:.2f}",
+            *(f"{level.pass_at[k]:.3f}" for k in ks),
+            "" if level.well_formed is None else f"{level.well_formed:.2f}",
+            f"{level.finished:.2f}",
+            f"{level.mean_tokens:.0f}",
+        )
+    return table
+
+
+def _numbers_of(level: Any) -> dict[str, Any]:
+    numbers = dataclasses.asdict(level)
+    del numbers["solved"]
+    return {**numbers, "label": str(level.label)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -40,7 +40,7 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
+def wilson_interval(share: float, count: float) -> tuple[float, float]:
     """The 95% Wilson score interval of a success share seen in ``count`` trials."""
     z = 1.959964
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)

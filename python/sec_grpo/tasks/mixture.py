@@ -61,11 +61,27 @@ def mix(sources: Sequence[datasets.Dataset]) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows)
 
 
+def truth_of(row: Mapping[str, Any]) -> Any:
+    """The truth of a row, from either of the columns that hold it; ValueError without them."""
+    if row.get("ground_truth_json") is not None:
+        return json.loads(row["ground_truth_json"])
+    if row.get("ground_truth") is None:
+        raise ValueError(
+            "a row needs a column 'ground_truth' or 'ground_truth_json' with a value. Got: "
+            f"{', '.join(map(str, row)) or 'no columns'}."
+        )
+    return _without_none(row["ground_truth"])
+
+
 def _without_none(truth: Any) -> Any:
     """A truth without the fields that only other rows of its table have."""
     if isinstance(truth, Mapping):
         return {name: value for name, value in truth.items() if value is not None}
     return truth
+
+
+# The columns that hold truths.
+_TRUTHS = ("ground_truth_json", "ground_truth")
 
 
 class OneOfSeveral:
@@ -104,14 +120,13 @@ class OneOfSeveral:
         return rewards
 
     def _truths(self, columns: Mapping[str, Any], rows: list[int]) -> list[Any]:
-        if columns.get("ground_truth_json") is not None:
-            return [json.loads(columns["ground_truth_json"][i]) for i in rows]
-        if columns.get("ground_truth") is not None:
-            return [_without_none(columns["ground_truth"][i]) for i in rows]
-        raise ValueError(
-            f"{self.__name__} needs a column 'ground_truth' or 'ground_truth_json'; got "
-            f"{', '.join(sorted(columns)) or 'no columns'}"
-        )
+        names = [name for name in _TRUTHS if columns.get(name) is not None]
+        if not names:
+            raise ValueError(
+                f"{self.__name__} needs a column 'ground_truth' or 'ground_truth_json'; got "
+                f"{', '.join(sorted(columns)) or 'no columns'}"
+            )
+        return [truth_of({name: columns[name][i] for name in names}) for i in rows]
 
     def _tasks(self, columns: Mapping[str, Any]) -> list[str]:
         for name in ("task", "data_source"):

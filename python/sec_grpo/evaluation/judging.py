@@ -1,0 +1,135 @@
+"""What an evaluation takes for a judge: tasks, reward functions, or the tasks of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sec_grpo.errors import RewardError
+from sec_grpo.evaluation.journal import Sample
+from sec_grpo.tasks import Task, TaskReward, task_of
+from sec_grpo.tasks import get as get_task
+from sec_grpo.tasks.base import NOT_VERIFIED
+from sec_grpo.tasks.mixture import truth_of
+from sec_grpo.trainer.rewards import RewardFunctions
+
+Row = Mapping[str, Any]
+
+
+class Judgement(NamedTuple):
+    """What a judge says of one completion.
+
+    Attributes:
+        score: the verdict's score, or the reward.
+        reason: of the verdict; empty for a reward function.
+        well_formed: whether an answer in the asked format was found; None where nobody looked.
+        failed: whether the judge came to no verdict.
+        rewards: every function's own reward, by its name.
+    """
+
+    score: float
+    reason: str = ""
+    well_formed: bool | None = None
+    failed: bool = False
+    rewards: Mapping[str, float | None] = {}
+
+
+Judge = Callable[[Sequence[Sample], Sequence[Row]], list[Judgement]]
+
+
+def judge_of(judge: Any, rows: Sequence[Row]) -> Judge:
+    """The judge that `evaluate`'s argument stands for.
+
+    Args:
+        judge: a task, a `TaskReward`, a reward function in TRL's signature or several, or None:
+            the tasks that the rows name.
+        rows: those to be judged. Truths that a task cannot judge any answer against are found
+            here, before anything is sampled.
+
+    Raises ValueError: the rows name no task, or a truth is at fault (the message names its row).
+    """
+    if judge is None:
+        return TaskJudge([get_task(task_of(row)) for row in rows], rows)
+    if isinstance(judge, TaskReward):
+        judge = judge.task
+    if isinstance(judge, Task):
+        return TaskJudge([judge] * len(rows), rows)
+    return FunctionJudge(judge)
+
+
+class TaskJudge:
+    """Judges every row by its task; slow ones in worker processes.
+
+    Args:
+        tasks: one for each row.
+        rows: the rows, each with `ground_truth` or `ground_truth_json`.
+    """
+
+    def __init__(self, tasks: Sequence[Task], rows: Sequence[Row]) -> None:
+        # Whatever TaskReward's arguments say of rewards: only its verdicts are used.
+        self._rewards = {task.name: TaskReward(task) for task in tasks}
+        self.held_out_levels = {level for task in tasks for level in task.held_out_levels}
+        self._only = tasks[0].name if len(self._rewards) == 1 else None
+        for number, (task, row) in enumerate(zip(tasks, rows, strict=True)):
+            try:
+                task.verify("", truth_of(row))
+            except Exception as error:
+                raise ValueError(f"row {number}: {error}") from error
+
+    def __call__(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Judgement]:
+        found: list[Judgement] = [Judgement(0.0)] * len(samples)
+        names = [self._only or task_of(row) for row in rows]
+        for name in dict.fromkeys(names):
+            own = [i for i, other in enumerate(names) if other == name]
+            verdicts = self._rewards[name].verdicts(
+                [samples[i].text for i in own], [truth_of(rows[i]) for i in own]
+            )
+            for i, verdict in zip(own, verdicts, strict=True):
+                failed = verdict.reason.startswith(NOT_VERIFIED)
+                found[i] = Judgement(verdict.score, verdict.reason, verdict.well_formed, failed)
+        return found
+
+
+class FunctionJudge:
+    """Judges by reward functions, whose sum is the score; one that raises scores that row 0."""
+
+    def __init__(self, functions: Any) -> None:
+        self._functions = RewardFunctions(functions, None)
+
+    def __call__(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Judgement]:
+        try:
+            return self._judged(samples, rows)
+        except RewardError:
+            # Which row is at fault, only asking for each apart shows.
+            return [self._alone(sample, row) for sample, row in zip(samples, rows, strict=True)]
+
+    def _alone(self, sample: Sample, row: Row) -> Judgement:
+        try:
+            return self._judged([sample], [row])[0]
+        except RewardError as error:
+            return Judgement(0.0, f"the judge raised: {error}", None, True)
+
+    def _judged(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Judgement]:
+        completions = [
+            sample.text
+            if isinstance(row["prompt"], str)
+            else [{"role": "assistant", "content": sample.text}]
+            for sample, row in zip(samples, rows, strict=True)
+        ]
+        names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+        total, each = self._functions(
+            [row["prompt"] for row in rows],
+            completions,
+            [sample.ids for sample in samples],
+            {name: [row.get(name) for row in rows] for name in names},
+        )
+        return [
+            Judgement(
+                float(score),
+                rewards={
+                    name: None if value != value else float(value)
+                    for name, value in zip(self._functions.names, values, strict=True)
+                },
+            )
+            for score, values in zip(total, each, strict=True)
+        ]
