@@ -52,7 +52,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks --benchmark-sort=name $(ARGS)
 
 gpu-check: $(VENV)/.test
-	$(BIN)/python benchmarks/gpu_check.py
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
-"""Everything that needs a GPU, in one call: its tests, then the kernel benchmarks.
+"""Everything that needs a GPU: its tests, then the benchmarks, each writing its results at its end.
 
-    make gpu-check
+    make gpu-check                       # all of it
+    make gpu-check ARGS="tests heads"    # some
 
 Results go to `benchmarks/results/`; on a machine without a GPU it says so and exits 0. Benchmarks
 are not run when a test fails: a wrong kernel's speed is worth nothing.
@@ -8,6 +9,7 @@ are not run when a test fails: a wrong kernel's speed is worth nothing.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -20,25 +22,58 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def run(*words: object) -> int:
+    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=False).returncode
+
+
+def tests() -> int:
+    return run("-m", "pytest", "-m", "gpu", "tests")
+
+
+def _benchmark(file: str, result: str) -> int:
+    target = RESULTS / result
+    code = run("-m", "pytest", "-m", "gpu", f"benchmarks/{file}", f"--benchmark-json={target}")
+    if code == 0:
+        measured = json.loads(target.read_text())
+        for benchmark in measured["benchmarks"]:
+            benchmark["stats"].pop("data", None)
+        measured["environment"] = environment()
+        target.write_text(json.dumps(measured, indent=1) + "\n")
+    return code
+
+
+def heads() -> int:
+    return _benchmark("bench_heads.py", "heads_gpu.json")
+
+
+def kernels() -> int:
+    return _benchmark("bench_kernels.py", "kernels_gpu.json")
+
+
+def tuning() -> int:
+    return run("benchmarks/tune_linear.py", "--out", RESULTS / "tune_linear_gpu.json")
+
+
+STAGES = {stage.__name__: stage for stage in (tests, heads, kernels, tuning)}
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", choices=[[], *STAGES], default=list(STAGES))
+    stages = parser.parse_args().stages
     if not torch.cuda.is_available():
         print("gpu-check: no CUDA or ROCm device here, so nothing was run")
         return 0
     RESULTS.mkdir(exist_ok=True)
-    pytest = [sys.executable, "-m", "pytest", "-m", "gpu"]
-    tests = subprocess.run([*pytest, "tests"], cwd=ROOT, check=False)
-    if tests.returncode:
-        print("gpu-check: GPU tests failed; no benchmark was run")
-        return tests.returncode
-    target = RESULTS / "kernels.json"
-    benchmarks = subprocess.run(
-        [*pytest, "benchmarks", f"--benchmark-json={target}"], cwd=ROOT, check=False
-    )
-    if benchmarks.returncode == 0:
-        measured = json.loads(target.read_text())
-        measured["environment"] = environment()
-        target.write_text(json.dumps(measured, indent=1) + "\n")
-    return benchmarks.returncode
+    failed = []
+    for name in stages:
+        if STAGES[name]():
+            failed.append(name)
+            if name == "tests":
+                break
+    if failed:
+        print(f"gpu-check: {', '.join(failed)} failed")
+    return len(failed)
 
 
 if __name__ == "__main__":

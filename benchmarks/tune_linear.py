@@ -1,0 +1,100 @@
+"""The sizes and the product of the Triton head, tried side by side on this GPU.
+
+    python benchmarks/tune_linear.py [--out results.json]
+
+Axes: N tokens, D hidden, V vocabulary. Times forward + backward of `linear_policy_loss`, bfloat16,
+for every combination of the product ("library" or "fused"), the bytes of a chunk's exponentials and
+those of a slice's logits, beside the three products alone, and prints the medians as ratios to
+these. What is fastest belongs into `kernels/linear_triton.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from pathlib import Path
+
+import torch
+from environment import environment
+from heads import IMPLEMENTATIONS, bare_products, make_case
+from rich.console import Console
+from rich.table import Table
+
+from sec_grpo.kernels import linear_triton
+
+SHAPES = [(16384, 2048), (16384, 4096), (4096, 2048)]
+V = 151936
+EXP_MIB = (416, 832)
+SLICE_MIB = (8, 16, 32, 64, 2048)
+ROUNDS = 9
+
+
+def median_ms(call) -> float:
+    """Median of ROUNDS calls by the device's clock, after two to warm up."""
+    for _ in range(2):
+        call()
+    times = []
+    for _ in range(ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def variants():
+    """(product, bytes of exponentials, bytes of a slice); the fused product has no slices."""
+    for exp, size in itertools.product(EXP_MIB, SLICE_MIB):
+        yield "library", exp << 20, size << 20
+    for exp in EXP_MIB:
+        yield "fused", exp << 20, linear_triton.SLICE_BYTES
+
+
+def tune(num_tokens: int, num_hidden: int) -> dict:
+    hidden, weight, case = make_case(num_tokens, num_hidden, V, device="cuda", dtype=torch.bfloat16)
+    product = bare_products(3)
+    rows = {"bare products": median_ms(lambda: product(hidden, weight))}
+    loss_of = IMPLEMENTATIONS["sec-grpo"](case)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+
+    def train():
+        hidden.grad = weight.grad = None
+        loss_of(hidden, weight).backward()
+
+    for name, exp_bytes, slice_bytes in variants():
+        linear_triton.PRODUCT = name
+        linear_triton.EXP_BYTES, linear_triton.SLICE_BYTES = exp_bytes, slice_bytes
+        key = f"{name}, {exp_bytes >> 20} MiB, slices of {slice_bytes >> 20} MiB"
+        rows[key] = median_ms(train)
+    return {"tokens": num_tokens, "hidden": num_hidden, "vocab": V, "median_ms": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    out = parser.parse_args().out
+    if not torch.cuda.is_available():
+        print("tune_linear: no CUDA or ROCm device here, so nothing was run")
+        return
+    results = [tune(*shape) for shape in SHAPES]
+    table = Table("variant", *(f"N={r['tokens']} D={r['hidden']}" for r in results))
+    for name in results[0]["median_ms"]:
+        cells = []
+        for result in results:
+            times = result["median_ms"]
+            ratio = times[name] / times["bare products"]
+            cells.append(f"{times[name]:.1f} ms  {ratio:.2f}x")
+        table.add_row(name, *cells)
+    Console().print(table)
+    if out is not None:
+        content = {"environment": environment(), "results": results}
+        out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
