@@ -59,8 +59,10 @@ STAGES = {stage.__name__: stage for stage in (tests, heads, kernels, tuning)}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stages", nargs="*", choices=[[], *STAGES], default=list(STAGES))
-    stages = parser.parse_args().stages
+    parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; default: all")
+    stages = parser.parse_args().stages or list(STAGES)
+    if unknown := sorted(set(stages) - set(STAGES)):
+        parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(STAGES)}")
     if not torch.cuda.is_available():
         print("gpu-check: no CUDA or ROCm device here, so nothing was run")
         return 0
