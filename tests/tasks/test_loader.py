@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from sec_grpo import tasks
-from sec_grpo.tasks import load_dataset_file, task_of
+from sec_grpo.tasks import files, load_dataset_file, task_of
 
 USER = [{"role": "user", "content": "8, 73, 96 to 841?"}]
 
@@ -86,6 +86,117 @@ def test_json_columns_missing_from_the_first_row_are_kept(tmp_path):
     assert data["difficulty"] == [None, 2]
 
 
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [([1], "Expected bytes"), (3, "Expected bytes"), ({"a": 1}, "Expected bytes")],
+)
+def test_the_row_that_does_not_fit_is_named(tmp_path, monkeypatch, suffix, value, problem):
+    monkeypatch.setattr(files, "_ROWS_AT_ONCE", 700)
+    rows = [{"prompt": "a", "other": None if i % 3 else "b"} for i in range(2000)]
+    rows[1234]["other"] = value
+    path = write(tmp_path / f"rows.{suffix}", rows)
+    expected = rf"do not fit one table: row 1234, column 'other' \({problem}.*one type in all rows"
+    with pytest.raises(ValueError, match=expected):
+        load_dataset_file(path)
+
+
+def test_chunks_of_a_json_file_make_one_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_ROWS_AT_ONCE", 3)
+    rows = [{"prompt": str(i), "n": i if i < 5 else i + 0.5} for i in range(10)]
+    rows[7]["extra"] = {"a": [1]}
+    data = load_dataset_file(write(tmp_path / "rows.jsonl", rows))
+    assert data["prompt"] == [str(i) for i in range(10)]
+    assert data["n"] == [*range(5), 5.5, 6.5, 7.5, 8.5, 9.5]
+    assert data[7]["extra"] == {"a": [1]}
+    assert data[0]["extra"] is None
+    rows[8]["prompt"] = 8
+    path = write(tmp_path / "rows.jsonl", rows[:6] + rows[8:])
+    with pytest.raises(ValueError, match="do not fit one table.*incompatible|column 'prompt'"):
+        load_dataset_file(path)
+
+
+def test_an_integer_too_large_is_named(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "a", "n": 1}, {"prompt": "b", "n": 10**30}])
+    with pytest.raises(ValueError, match="row 1, column 'n' .*more than 64 bits must be written"):
+        load_dataset_file(path)
+
+
+def test_large_parquet_files_are_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [sec_row(extra_info={"difficulty": 1, "index": i}) for i in range(5)]
+    path = write(tmp_path / "rows.parquet", rows)
+    before = pyarrow.total_allocated_bytes()
+    data = load_dataset_file(path)
+    assert pyarrow.total_allocated_bytes() - before < 4096
+    assert data["index"] == list(range(5))
+    assert data[0]["ground_truth"] == {"numbers": "8,73,96", "target": 841}
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a readable parquet file"):
+        load_dataset_file(path)
+
+
+def test_columns_by_other_names(tmp_path):
+    row = {"question": "1+1", "answer": "2", "meta": {"topic": "sums", "level": 3}}
+    names = {"prompt": "question", "ground_truth": "answer", "type": "meta.topic"}
+    path = write(tmp_path / "rows.jsonl", [row] * 2)
+    assert load_dataset_file(path, columns=names).to_list() == 2 * [
+        {"meta": row["meta"], "prompt": "1+1", "ground_truth": "2", "type": "sums"}
+    ]
+    # In verl's format: more of its fields, or another place of the truth.
+    verl = sec_row(extra_info={"difficulty": 1, "index": 7, "topic": "x", "split": "train"})
+    path = write(tmp_path / "verl.parquet", [verl])
+    data = load_dataset_file(path, columns={"type": "extra_info.topic", "ability": "ability"})
+    assert data.column_names == [
+        "prompt", "ground_truth", "difficulty", "type", "index", "data_source", "ability",
+    ]  # fmt: skip
+    assert (data[0]["type"], data[0]["ability"]) == ("x", "math")
+    for wrong in ("extra_info.nothing", "nothing", "ability.x"):
+        with pytest.raises(ValueError, match=f"no column '{wrong}' for 'type'. Columns: data_sour"):
+            load_dataset_file(path, columns={"type": wrong})
+
+
+def test_loaded_data_sets():
+    rows = [sec_row(extra_info={"difficulty": 1, "index": i}) for i in range(4)]
+    data = datasets.Dataset.from_list(rows)
+    assert load_dataset_file(data.select([3, 1]))["index"] == [3, 1]
+    assert load_dataset_file(data.with_format("numpy"))["index"] == [0, 1, 2, 3]
+    both = datasets.DatasetDict({"train": data, "test": data.shuffle(seed=1)})
+    assert load_dataset_file(both)["index"] == [0, 1, 2, 3]
+    order = [row["extra_info"]["index"] for row in both["test"]]
+    assert load_dataset_file(both, split="test")["index"] == order
+    with pytest.raises(ValueError, match="the DatasetDict: no split 'dev'. Splits: train, test"):
+        load_dataset_file(both, split="dev")
+    with pytest.raises(ValueError, match="Got list"):
+        load_dataset_file(rows)
+
+
+def test_a_directory_of_data_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "downloaded" / "data"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 2), ("test", 1)):
+        for shard in range(count):
+            rows = [{"prompt": f"{split} {shard}", "ground_truth": "1"}]
+            write(folder / f"{split}-{shard:05}-of-{count:05}.parquet", rows)
+    assert load_dataset_file(folder.parent)["prompt"] == ["train 0", "train 1"]
+    assert load_dataset_file(folder.parent, split="test")["prompt"] == ["test 0"]
+    with pytest.raises(ValueError, match="downloaded: the data files in it could not be loaded"):
+        load_dataset_file(folder.parent, split="dev")
+
+
+def test_prompts_of_trl(tmp_path):
+    """TRL's prompt-only formats, standard and conversational, in every kind of file."""
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    for name in ("a.parquet", "a.json", "a.jsonl"):
+        for prompt in ("1+1?", chat):
+            rows = [{"prompt": prompt, "solution": "2"}]
+            assert load_dataset_file(write(tmp_path / name, rows)).to_list() == rows
+    (tmp_path / "a.csv").write_text("prompt,solution\n1+1?,2\n")
+    assert load_dataset_file(tmp_path / "a.csv")[0]["prompt"] == "1+1?"
+
+
 def test_csv_keeps_answers_as_text(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('prompt,ground_truth,difficulty\n"1, 2\nand 3?",007,2\n3,1.50,3\n')
@@ -122,13 +233,14 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
 def test_a_hub_name_goes_to_the_hub(monkeypatch):
     asked = []
 
-    def load_dataset(name, split):
-        asked.append((name, split))
+    def load_dataset(path, split, name=None):
+        asked.append((path, split, name))
         return datasets.Dataset.from_list([sec_row()])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_dataset_file("owner/name", split="test")["index"] == [7]
-    assert asked == [("owner/name", "test")]
+    assert load_dataset_file("owner/name", config="main")["index"] == [7]
+    assert asked == [("owner/name", "test", None), ("owner/name", "train", "main")]
 
 
 def test_a_hub_failure_says_what_to_check(monkeypatch):

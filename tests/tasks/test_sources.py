@@ -74,7 +74,7 @@ def test_tasks_of_rows_that_name_none():
         ("{name: sort", "is not valid YAML"),
         ({"name": "sort", "size": 3}, "'sort' with the options"),
         ({"name": "sort", "levels": [99]}, "level of task 'sort' must be"),
-        ({"name": "rows.jsonl", "n_per_level": 3}, "'rows.jsonl' is no task and takes 'split'"),
+        ({"name": "rows.jsonl", "n_per_level": 3}, "'rows.jsonl' is no task and takes split"),
         ("no_such_module:Task", "there is no module 'no_such_module'"),
     ],
 )

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sec_grpo.tasks.files import SUFFIXES, first_line, read_file
+
 if TYPE_CHECKING:
     import datasets
-    import pyarrow
 
-_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _ROWS_PER_CHECK = 1000
 
-# Text whatever it looks like: type inference would turn the answer "007" into 7.
-_CSV_TEXT_COLUMNS = ("prompt", "ground_truth", "data_source", "type", "task")
 
-
-def load_dataset_file(path_or_name: str | Path, split: str = "train") -> datasets.Dataset:
+def load_dataset_file(
+    source: str | Path | datasets.Dataset | datasets.DatasetDict,
+    split: str = "train",
+    *,
+    config: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> datasets.Dataset:
     """Load a data set of prompts.
 
     Rows in the format of the SEC authors and of verl (`prompt`, `reward_model.ground_truth`,
     `extra_info`) become flat columns: `prompt`, `ground_truth` and, where the source has them,
     `difficulty`, `type`, `data_source`, `index`. Values keep their structure (a struct stays a
-    struct); other columns of that format are left out. Rows in TRL's format (`prompt` and any
-    other columns) pass unchanged.
+    struct); other columns of that format are left out unless `columns` names them. Rows in TRL's
+    format (`prompt` and any other columns) pass unchanged.
 
     Args:
-        path_or_name: a .parquet, .json (an array of objects), .jsonl or .csv file, a directory
-            written by `save_to_disk`, or the name of a data set on the Hugging Face hub. An
-            existing path wins over a hub name.
+        source: a .parquet, .json (an array of objects), .jsonl or .csv file; a directory written by
+            `save_to_disk`, or of data files as they lie on the hub; the name of a data set on the
+            Hugging Face hub; or a data set that is loaded already. An existing path wins over a hub
+            name. Large parquet files are mapped, not held in memory.
         split: which split, where the source has splits; a file has none and is read whole.
+        config: the configuration of a hub data set that has several.
+        columns: the columns that a source calls otherwise, new name -> its name there, as
+            {"prompt": "question", "ground_truth": "answer"}. A dot leads into a struct:
+            {"type": "extra_info.topic"}.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -41,28 +48,22 @@ def load_dataset_file(path_or_name: str | Path, split: str = "train") -> dataset
             or a row has no prompt or no ground truth. The message names the source, the column,
             the row (counted from 0) and the way out.
     """
-    name = str(path_or_name)
-    path = Path(path_or_name).expanduser()
-    if path.is_dir():
-        data = _read_directory(path, split)
-    elif path.suffix in _SUFFIXES or path.is_file():
-        data = _read_file(path)
-    elif _HUB_NAME.fullmatch(name):
-        data = _read_hub(name, split)
-    else:
-        raise FileNotFoundError(
-            f"no file or directory {name!r}. Give an existing path (relative paths start at "
-            f"{Path.cwd()}) or a hub name like 'owner/name'."
-        )
+    data, name = _read(source, split, config)
     if len(data) == 0:
         raise ValueError(f"{name}: the data set is empty; at least one row is needed.")
-    if "prompt" not in data.column_names:
+    named = _named(data, columns or {}, name)
+    if "prompt" not in data.column_names and "prompt" not in named:
         raise ValueError(
             f"{name}: no column 'prompt'. Columns: {', '.join(data.column_names) or 'none'}. "
-            "Rename the column that holds the prompts to 'prompt'."
+            "Rename the column that holds the prompts to 'prompt', or say which it is: "
+            "columns={'prompt': its name}."
         )
     if "reward_model" in data.column_names:
-        data = _flatten(data, name)
+        data = _flatten(data, name, named)
+    elif named:
+        kept = {column: data.data[column] for column in data.column_names}
+        taken = {source for source in (columns or {}).values() if "." not in source}
+        data = _dataset({**{c: v for c, v in kept.items() if c not in taken}, **named})
     _check_prompts(data, name)
     return data
 
@@ -111,137 +112,136 @@ def task_of(row: Mapping[str, Any] | str) -> str:
     )
 
 
-def _read_file(path: Path) -> datasets.Dataset:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r} (relative paths start at {Path.cwd()}).")
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"{path}: the name must end in {', '.join(_SUFFIXES)}.")
-    if path.suffix in (".json", ".jsonl"):
-        return _read_json(path)
+def _read(source: Any, split: str, config: str | None) -> tuple[datasets.Dataset, str]:
+    """The data set, its rows in order, and what to call it."""
     import datasets
-    import pyarrow
 
-    read = _read_parquet_table if path.suffix == ".parquet" else _read_csv_table
-    try:
-        table = read(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    if isinstance(source, datasets.DatasetDict):
+        return _split_of(source, split, "the DatasetDict"), f"split {split!r}"
+    if isinstance(source, datasets.Dataset):
+        return _in_order(source), "the data set"
+    if not isinstance(source, (str, Path)):
         raise ValueError(
-            f"{path}: not a readable {path.suffix[1:]} file ({_first_line(error)}). "
-            "It may be cut off: compare its size with the original and copy it again."
-        ) from error
-    return datasets.Dataset(datasets.table.InMemoryTable(table))
-
-
-def _read_parquet_table(path: Path) -> pyarrow.Table:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path)
-
-
-def _read_csv_table(path: Path) -> pyarrow.Table:
-    import pyarrow
-    import pyarrow.csv
-
-    types = dict.fromkeys(_CSV_TEXT_COLUMNS, pyarrow.string())
-    return pyarrow.csv.read_csv(
-        path,
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
+            "source must be a path, a hub name, a datasets.Dataset or a DatasetDict. "
+            f"Got {type(source).__name__}."
+        )
+    name, path = str(source), Path(source).expanduser()
+    if path.is_dir():
+        return _in_order(_read_directory(path, split)), name
+    if path.suffix in SUFFIXES or path.is_file():
+        return read_file(path), name
+    if _HUB_NAME.fullmatch(name):
+        return _in_order(_read_hub(name, split, config)), name
+    raise FileNotFoundError(
+        f"no file or directory {name!r}. Give an existing path (relative paths start at "
+        f"{Path.cwd()}) or a hub name like 'owner/name'."
     )
 
 
-def _read_json(path: Path) -> datasets.Dataset:
-    import datasets
-    import pyarrow
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8.") from error
-    if path.suffix == ".jsonl":
-        # Not splitlines: it also breaks at U+2028, which JSON strings may hold.
-        lines = enumerate(text.split("\n"), 1)
-        rows = [_parse_json(line, f"{path}, line {i}") for i, line in lines if line.strip()]
-    else:
-        rows = _parse_json(text, str(path))
-    if not isinstance(rows, list):
-        raise ValueError(
-            f"{path}: must hold an array of objects. Got {type(rows).__name__}. "
-            "A file with one object a line must be named .jsonl."
-        )
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: row {i} must be an object. Got {type(row).__name__}.")
-    # Not from_list, whose columns are those of the first row.
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    except (pyarrow.ArrowException, TypeError) as error:
-        raise ValueError(
-            f"{path}: the rows do not fit one table ({_first_line(error)}). "
-            "A column must hold one type in all rows."
-        ) from error
+def _in_order(data: datasets.Dataset) -> datasets.Dataset:
+    """The data set without a format, and without the indices of a selection or a shuffle."""
+    data = data.with_format(None)
+    return data if data._indices is None else data.flatten_indices()
 
 
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({_first_line(error)}).") from error
+def _split_of(data: datasets.DatasetDict, split: str, name: str) -> datasets.Dataset:
+    if split not in data:
+        raise ValueError(f"{name}: no split {split!r}. Splits: {', '.join(data)}.")
+    return _in_order(data[split])
 
 
 def _read_directory(path: Path, split: str) -> datasets.Dataset:
     import datasets
 
     if not ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
-        raise ValueError(
-            f"{path}: not a directory written by save_to_disk. "
-            f"Name one file in it, ending in {', '.join(_SUFFIXES)}."
-        )
+        return _read_shards(path, split)
     try:
         data = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever a damaged directory makes the reader raise
-        raise ValueError(
-            f"{path}: cannot be read ({_first_line(error)}); save it again."
-        ) from error
+        raise ValueError(f"{path}: cannot be read ({first_line(error)}); save it again.") from error
     if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise ValueError(f"{path}: no split {split!r}. Splits: {', '.join(data)}.")
-        data = data[split]
+        return _split_of(data, split, str(path))
     return data
 
 
-def _read_hub(name: str, split: str) -> datasets.Dataset:
+def _read_shards(path: Path, split: str) -> datasets.Dataset:
+    """A directory of data files, with the splits that `datasets` reads from their names."""
     import datasets
 
-    try:
-        return datasets.load_dataset(name, split=split)
-    except Exception as error:  # network, authentication, format: all end the same way here
+    if not any(file.suffix in SUFFIXES for file in path.rglob("*")):
         raise ValueError(
-            f"{name!r} is no file or directory here and could not be loaded from the hub, split "
-            f"{split!r} ({type(error).__name__}: {_first_line(error)}). Check the name, the split "
-            "and the network, or give a local file."
+            f"{path}: not a directory written by save_to_disk, and none of data files. "
+            f"Name one file, ending in {', '.join(SUFFIXES)}."
+        )
+    try:
+        return datasets.load_dataset(str(path), split=split)
+    except Exception as error:  # format, split: all end the same way here
+        raise ValueError(
+            f"{path}: the data files in it could not be loaded, split {split!r} "
+            f"({type(error).__name__}: {first_line(error)})."
         ) from error
 
 
-def _flatten(data: datasets.Dataset, name: str) -> datasets.Dataset:
+def _read_hub(name: str, split: str, config: str | None) -> datasets.Dataset:
     import datasets
+
+    options = {} if config is None else {"name": config}
+    try:
+        return datasets.load_dataset(name, split=split, **options)
+    except Exception as error:  # network, authentication, format: all end the same way here
+        raise ValueError(
+            f"{name!r} is no file or directory here and could not be loaded from the hub, split "
+            f"{split!r} ({type(error).__name__}: {first_line(error)}). Check the name, the split, "
+            "the config and the network, or give a local file."
+        ) from error
+
+
+def _named(data: datasets.Dataset, columns: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The Arrow columns that `columns` names."""
+    found = {}
+    for new, path in columns.items():
+        column = _column(data.data, path)
+        if column is None:
+            raise ValueError(
+                f"{name}: no column {path!r} for {new!r}. Columns: "
+                f"{', '.join(data.column_names) or 'none'}."
+            )
+        found[new] = column
+    return found
+
+
+def _column(table: Any, path: str) -> Any:
+    """The column at a dotted path; None where there is none."""
     import pyarrow
     import pyarrow.compute
 
-    table = data.with_format("arrow")[:]
-    columns = {"prompt": table["prompt"]}
-    for parent, child in (
-        ("reward_model", "ground_truth"),
-        ("extra_info", "difficulty"),
-        ("extra_info", "type"),
-        ("extra_info", "index"),
-    ):
-        kind = table.schema.field(parent).type if parent in table.column_names else None
-        if isinstance(kind, pyarrow.StructType) and kind.get_field_index(child) >= 0:
-            columns[child] = pyarrow.compute.struct_field(table[parent], child)
-    if "data_source" in table.column_names:
-        columns["data_source"] = table["data_source"]
+    parent, *children = [path] if path in table.column_names else path.split(".")
+    if parent not in table.column_names:
+        return None
+    column = table[parent]
+    for child in children:
+        kind = column.type
+        if not isinstance(kind, pyarrow.StructType) or kind.get_field_index(child) < 0:
+            return None
+        column = pyarrow.compute.struct_field(column, child)
+    return column
+
+
+_FLAT = {
+    "prompt": "prompt",
+    "ground_truth": "reward_model.ground_truth",
+    "difficulty": "extra_info.difficulty",
+    "type": "extra_info.type",
+    "index": "extra_info.index",
+    "data_source": "data_source",
+}
+
+
+def _flatten(data: datasets.Dataset, name: str, named: Mapping[str, Any]) -> datasets.Dataset:
+    import pyarrow.compute
+
+    found = {new: _column(data.data, path) for new, path in _FLAT.items()} | dict(named)
+    columns = {new: column for new, column in found.items() if column is not None}
     if "ground_truth" not in columns:
         raise ValueError(
             f"{name}: column 'reward_model' has no field 'ground_truth'. Add it, or give the rows "
@@ -253,7 +253,15 @@ def _flatten(data: datasets.Dataset, name: str) -> datasets.Dataset:
             f"{name}: row {missing} has no 'reward_model.ground_truth'. "
             "Fill it in or remove the row."
         )
-    return datasets.Dataset(datasets.table.InMemoryTable(pyarrow.table(columns)))
+    return _dataset(columns)
+
+
+def _dataset(columns: Mapping[str, Any]) -> datasets.Dataset:
+    """Of Arrow columns, which are not copied: those of a mapped file stay mapped."""
+    import datasets
+    import pyarrow
+
+    return datasets.Dataset(datasets.table.InMemoryTable(pyarrow.table(dict(columns))))
 
 
 def _check_prompts(data: datasets.Dataset, name: str) -> None:
@@ -286,8 +294,3 @@ def _problem_with(prompt: Any) -> str | None:
         if content is None or (isinstance(content, str) and not content.strip()):
             return "a message without content"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -25,9 +25,9 @@ def load_rows(source: Any, seed: int = 0, *, evaluation: bool = False) -> datase
         source: one of
             a file, a folder of `save_to_disk` or a Hub name, as `load_dataset_file` takes them;
             a task that generates problems, by its name or path;
-            a mapping with the `name` of either and further arguments: `split` of a data set;
-            `n_per_level`, `levels` and the options of a task, as {"name": "zebra",
-            "n_per_level": 50, "levels": [3, 4]};
+            a mapping with the `name` of either and further arguments: `split`, `config` and
+            `columns` of a data set; `n_per_level`, `levels` and the options of a task, as
+            {"name": "zebra", "n_per_level": 50, "levels": [3, 4]};
             several joined by commas or in a list, which are mixed (see `mix`);
             or a mapping or a list written as YAML in a string.
             An existing path wins over a name.
@@ -50,10 +50,10 @@ def load_rows(source: Any, seed: int = 0, *, evaluation: bool = False) -> datase
             f"list of those. Got {source!r:.200}."
         )
     if Path(name).exists() or not _is_task(str(name)):
-        unknown = options.keys() - {"split"}
+        unknown = options.keys() - {"split", "config", "columns"}
         if unknown:
             raise ValueError(
-                f"data {str(name)!r} is no task and takes 'split' only. Got "
+                f"data {str(name)!r} is no task and takes split, config and columns. Got "
                 f"{', '.join(sorted(unknown))}."
             )
         return load_dataset_file(name, **options)
