@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sec_grpo.evaluation import evaluate, mean_interval
-from sec_grpo.report.table import wilson_interval
+from sec_grpo.report.series import wilson_interval
 from sec_grpo.tasks import Task, TaskReward, Verdict, get
 from sec_grpo.tiny import character_tokenizer, tiny_qwen2
 

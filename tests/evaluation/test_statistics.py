@@ -5,7 +5,7 @@ import pytest
 
 from sec_grpo.evaluation import mean_interval, pass_at_k
 from sec_grpo.evaluation.statistics import _student, mean_interval_of_levels
-from sec_grpo.report.table import wilson_interval
+from sec_grpo.report.series import wilson_interval
 
 
 def test_pass_at_k_by_hand() -> None:

@@ -20,6 +20,7 @@ def make_run(
     seed=0,
     speed=1.0,
     temperature=0.2,
+    config=None,
 ) -> RunLog:
     """A run in which a frontier moves from the first arm to the last and beyond."""
     rng = np.random.default_rng(seed)
@@ -40,7 +41,7 @@ def make_run(
             arms=labels[:arms],
             strategy={"name": name, "alpha": 0.5, "temperature": temperature},
             max_steps=steps,
-            config={"num_generations": 8},
+            config={"num_generations": 8, **(config or {})},
             time=0.0,
         )
         for step in range(steps + 1):
@@ -55,6 +56,14 @@ def make_run(
                 advantage = 2 * np.sqrt(s * (1 - s)) * rng.uniform(0.8, 1.0, arms)
                 values = np.where(seen, 0.5 * advantage + 0.5 * values, values)
                 dead = s**8 + (1 - s) ** 8
+                share = drawn / 32
+                kinds = {
+                    "groups/all_fail": 0.7 * ((1 - s) ** 8 * share).sum(),
+                    "groups/format_only": 0.3 * ((1 - s) ** 8 * share).sum(),
+                    "groups/all_pass": (s**8 * share).sum(),
+                }
+                kinds["groups/mixed"] = 1 - sum(kinds.values())
+                count = np.where(seen, 8 * drawn, np.nan)
                 writer.write(
                     "step",
                     **{
@@ -65,7 +74,15 @@ def make_run(
                         "frac_reward_zero_std": (dead * drawn).sum() / 32,
                         "entropy": 0.4 * math.exp(-step / 80) + rng.normal(0, 0.01) + 0.05,
                         "completions/mean_length": 9.0,
-                        "num_tokens": 32 * 8 * 20 * step,
+                        "num_tokens": 32 * 8 * 40 * step,
+                        "num_completion_tokens": 32 * 8 * 20 * step,
+                        "step_time": 0.31,
+                        "time/rollout": 0.11,
+                        "time/reward": 0.01,
+                        "time/curriculum": 0.001,
+                        "time/logprobs": 0.0,
+                        "time/update": 0.18,
+                        **kinds,
                         "arms": {
                             "probability": p,
                             "value": values,
@@ -74,6 +91,10 @@ def make_run(
                             "abs_advantage": np.where(seen, advantage, np.nan),
                             "reward": np.where(seen, rate, np.nan),
                             "dead_groups": np.where(seen, dead, np.nan),
+                            "rollouts": count,
+                            "successes": rate * count,
+                            "abs_advantage_with_std": np.where(seen, advantage, np.nan),
+                            "abs_advantage_without_std": np.where(seen, 2 * s * (1 - s), np.nan),
                         },
                     },
                 )
@@ -92,10 +113,19 @@ def make_run(
     return read_run(folder)
 
 
-@pytest.fixture
-def synthetic_run(tmp_path):
+def maker(base):
     def make(name="sec", **options):
-        folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
-        return make_run(folder, name=name, **options)
+        return make_run(base / f"{name}-{len(list(base.iterdir()))}", name=name, **options)
 
     return make
+
+
+@pytest.fixture
+def synthetic_run(tmp_path):
+    return maker(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory):
+    """`synthetic_run` for runs that the tests of a file share."""
+    return maker(tmp_path_factory.mktemp("runs"))

@@ -31,7 +31,7 @@ def test_a_healthy_run_raises_none(tmp_path):
 
 
 def test_a_synthetic_curriculum_raises_none(synthetic_run):
-    assert alarms(synthetic_run()) == []
+    assert alarms(synthetic_run(steps=110)) == []
 
 
 @pytest.mark.parametrize(("length", "fires"), [(19, False), (20, True)])
@@ -171,3 +171,43 @@ def test_non_finite_scalars(tmp_path, name):
     found = alarms(read_run(tmp_path))
     assert len(found) == 1
     assert found[0].startswith(f"{name} was NaN or infinite at 2 of 120 steps, first at step 7")
+
+
+def test_dead_groups_and_truncated_completions(tmp_path):
+    dead, cut = np.full(STEPS, 0.3), np.full(STEPS, 0.1)
+    scalars = {"frac_reward_zero_std": dead, "completions/clipped_ratio": cut}
+    assert alarms(log(tmp_path / "fine", **scalars)) == []
+    dead[-50:], cut[-50:] = 0.95, 0.6
+    found = alarms(log(tmp_path / "both", **scalars, **{"groups/all_pass": np.full(STEPS, 0.2)}))
+    assert found[0].startswith(
+        "In 95% of the groups of the last 50 logged steps all rewards were equal, in 20% of all "
+        "because every rollout succeeds: they teach nothing."
+    )
+    assert found[1].startswith("60% of the completions of the last 50 logged steps were cut")
+    assert alarms(log(tmp_path / "short", steps=49, **scalars)) == []
+
+
+def test_damaged_lines_are_an_alarm(tmp_path):
+    run = log(tmp_path)
+    content = run.path.read_bytes().split(b"\n")
+    content[3] = content[3][:30]
+    content[5] = b"\0" * 9
+    run.path.write_bytes(b"\n".join(content))
+    assert [text[:59] for text in alarms(read_run(tmp_path))] == [
+        "2 damaged lines of the log left out, the first: line 4: not"
+    ]
+
+
+def test_many_starving_arms_are_counted(tmp_path):
+    arms = tuple(f"arm{k}" for k in range(40))
+    draws = np.arange(1, STEPS + 1)[:, None] * (np.arange(40) == 0)
+    nothing = np.full((STEPS, 40), np.nan)
+    found = alarms(log(tmp_path, arms=arms, draws=draws, reward=nothing, abs_advantage=nothing))
+    assert "arm8 (never), and 31 more. Unless" in found[0]
+
+
+def test_a_run_that_has_only_evaluated_raises_none(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write("run", schema=1, arms=["a"], name="x")
+        writer.write("eval", step=0, time=0.0, accuracy={"a": 0.5}, num_prompts={"a": 4})
+    assert alarms(read_run(tmp_path)) == []

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sec_grpo.report import MetricsWriter, read_run
+from sec_grpo.report import EmptyLogError, MetricsWriter, read_run
 
 ARMS = ["2", "4", "6"]
 
@@ -282,37 +284,163 @@ def test_missing_log_names_the_path_and_the_way_out(tmp_path):
         read_run(tmp_path / "nowhere")
 
 
-BAD_LOGS = {
+RUN = '{"event": "run", "schema": 1, "arms": ["2"]}\n'
+STEP = '{"event": "step", "step": 1}\n'
+EMPTY_LOGS = {
     "empty": ("", r"metrics\.jsonl is empty"),
     "cut run line": ('{"event": "run", "sch', "no step lines"),
-    "no steps": ('{"event": "run", "schema": 1, "arms": ["2"]}\n', "no step lines"),
-    "schema": (
-        '{"event": "run", "schema": 2, "arms": ["2"]}\n',
-        r"line 1: schema must be 1\. Got 2",
+    "no steps": (RUN, "no step lines"),
+    "no run line": (STEP, "no step lines"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), EMPTY_LOGS.values(), ids=EMPTY_LOGS.keys())
+def test_logs_without_a_step_raise(tmp_path, text, message):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(EmptyLogError, match=message):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"event": "run", "schema": 2, "arms": ["2"]}\n', r"line 1: schema must be 1\. Got 2"),
+        ('{"event": "run", "schema": 1, "arms": 3}\n', "line 1: arms must be a list of labels"),
+    ],
+)
+def test_logs_of_another_schema_raise(tmp_path, line, message):
+    (tmp_path / "metrics.jsonl").write_text(line + STEP)
+    with pytest.raises(ValueError, match=message):
+        read_run(tmp_path)
+
+
+DAMAGED = {
+    "cut": ('{"event": "st', 'line 3: not a JSON object, begins with b\'{"event": "st\''),
+    "not an object": ("[1]", "line 3: not a JSON object"),
+    "zeros of a lost block": ("\0" * 60, "line 3: not a JSON object"),
+    "step": ('{"event": "step", "step": 1.5}', "line 3: step must be an integer >= 0. Got 1.5"),
+    "too many arms": (
+        '{"event": "step", "step": 1, "arms": {"value": [0, 1]}}',
+        "line 3: arms.value must be a list of at most 1 entries",
     ),
-    "no run line": ('{"event": "step", "step": 1}\n', "a run line must come first"),
-    "corrupt": (
-        '{"event": "run", "schema": 1, "arms": ["2"]}\n{"event": "st\n{"event": "step"}\n',
-        r"metrics\.jsonl, line 2: not a JSON object",
+    "arms are no mapping": (
+        '{"event": "step", "step": 1, "arms": [1]}',
+        "line 3: arms must be a mapping. Got [1]",
     ),
-    "not an object": (
-        '{"event": "run", "schema": 1, "arms": ["2"]}\n\n[1]\n{"event": "step"}\n',
-        r"line 3: not a JSON object",
-    ),
-    "step": (
-        '{"event": "run", "schema": 1, "arms": ["2"]}\n{"event": "step", "step": 1.5}\n',
-        r"line 2: step must be an integer >= 0\. Got 1\.5",
-    ),
-    "number of arms": (
-        '{"event": "run", "schema": 1, "arms": ["2"]}\n'
-        '{"event": "step", "step": 1, "arms": {"value": [0, 1]}}\n',
-        r"line 2: arms\.value must be a list of 1 entries",
+    "accuracy": (
+        '{"event": "eval", "step": 1, "accuracy": [1]}',
+        "line 3: accuracy must be a mapping. Got [1]",
     ),
 }
 
 
-@pytest.mark.parametrize(("text", "message"), BAD_LOGS.values(), ids=BAD_LOGS.keys())
-def test_bad_logs_raise(tmp_path, text, message):
-    (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_run(tmp_path)
+@pytest.mark.parametrize(("line", "message"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_lines_are_left_out_and_named(tmp_path, line, message):
+    second = '{"event": "step", "step": 2}\n'
+    (tmp_path / "metrics.jsonl").write_text(RUN + STEP + line + "\n" + second)
+    run = read_run(tmp_path)
+    assert run.steps.tolist() == [1, 2]
+    assert len(run.damaged) == 1
+    assert run.damaged[0].startswith(message)
+
+
+def test_any_cut_of_a_log_is_read(tmp_path):
+    """A kill can leave every prefix of the file."""
+    with MetricsWriter(tmp_path) as writer:
+        write_run_line(writer)
+        for step in (1, 2, 3):
+            write_step(writer, step)
+            write_eval(writer, step, 0.5)
+    content = writer.path.read_bytes()
+    ends = [i for i, byte in enumerate(content) if byte == ord("\n")]
+    for size in range(len(content) + 1):
+        writer.path.write_bytes(content[:size])
+        # A line is whole with its last brace, whether its newline is there or not.
+        lines = sum(size >= end for end in ends)
+        if lines < 2:
+            with pytest.raises(EmptyLogError):
+                read_run(tmp_path)
+            continue
+        run = read_run(tmp_path)
+        assert len(run.steps) == lines // 2
+        assert len(run.evals) == (lines - 1) // 2
+        assert run.damaged == ()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damage_anywhere_costs_lines_not_the_report(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("log")
+    with MetricsWriter(folder) as writer:
+        write_run_line(writer)
+        start = writer.path.stat().st_size
+        for step in range(1, 6):
+            write_step(writer, step)
+            write_eval(writer, step, 0.5)
+    content = bytearray(writer.path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        position = data.draw(st.integers(start, len(content) - 1))
+        content[position] = data.draw(st.integers(0, 255))
+    writer.path.write_bytes(bytes(content))
+    try:
+        run = read_run(folder)
+    except EmptyLogError:
+        return
+    assert np.isfinite(run.probability).any()
+    assert all(np.diff(run.steps) > 0)
+
+
+def test_a_run_that_has_only_evaluated(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        write_run_line(writer)
+        write_eval(writer, 0, 0.5)
+    run = read_run(tmp_path)
+    assert run.steps.shape == (0,)
+    assert run.probability.shape == run.successes.shape == (0, 3)
+    assert run.levels == ("2", "8")
+
+
+def test_arms_added_while_training_ran(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        write_run_line(writer, arms=["a"])
+        writer.write("step", step=1, time=0.0, arms={"draws": [4], "reward": [0.5]})
+        writer.write("arms", arms=["a", "b"])
+        writer.write("step", step=2, time=1.0, arms={"draws": [5, 3], "reward": [0.5, 1.0]})
+        write_run_line(writer, arms=["a"], step=1)  # resumed from before
+        writer.write("step", step=2, time=1.0, arms={"draws": [8], "reward": [0.25]})
+    run = read_run(tmp_path)
+    assert run.arms == ("a", "b")
+    np.testing.assert_array_equal(run.draws, [[4, np.nan], [8, np.nan]])
+    np.testing.assert_array_equal(run.reward, [[0.5, np.nan], [0.25, np.nan]])
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    writer = MetricsWriter(tmp_path)
+    write_run_line(writer)
+    write_step(writer, 1)
+    before = writer.path.read_bytes()
+
+    class Full:
+        """Takes ten bytes, then none."""
+
+        def __init__(self, file):
+            self.file, self.left = file, 10
+
+        def write(self, data):
+            if not self.left:
+                raise OSError(28, "No space left on device")
+            self.left = 0
+            return self.file.write(data[:10])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    real = writer._file
+    writer._file = Full(real)
+    with pytest.raises(OSError, match="No space left"):
+        write_step(writer, 2)
+    assert writer.path.read_bytes() == before
+    writer._file = real
+    write_step(writer, 2)
+    assert read_run(tmp_path).steps.tolist() == [1, 2]
+    writer.close()

@@ -12,7 +12,6 @@ from sec_grpo.report import (
     summary_rows,
     summary_table,
 )
-from sec_grpo.report.table import wilson_interval
 
 HEADER = {"schema": 1, "version": "0.1.0", "name": "sec", "arms": ["2", "4"], "max_steps": 4}
 
@@ -33,7 +32,7 @@ def small_run(folder, evals=((0, 0.25, 0.0, 0.125), (2, 0.75, 0.5, 0.25)), **hea
             step=2,
             time=5.0,
             frac_reward_zero_std=0.25,
-            num_tokens=1900,
+            num_completion_tokens=1900,
             arms={"probability": [0.125, 0.875], "draws": [4, 12]},
         )
         for step, *accuracy in evals:
@@ -73,14 +72,6 @@ def test_summary_values(tmp_path):
     assert row["dead_groups"] == 0.375
     assert row["completion_tokens"] == 1900
     assert row["final_probability"] == {"2": 0.125, "4": 0.875}
-
-
-@pytest.mark.parametrize(
-    ("share", "count", "expected"),
-    [(0.5, 10, (0.2366, 0.7634)), (0.0, 10, (0.0, 0.2775)), (1.0, 48, (0.9259, 1.0))],
-)
-def test_wilson_interval_matches_published_values(share, count, expected):
-    assert wilson_interval(share, count) == pytest.approx(expected, abs=1e-4)
 
 
 def test_summary_without_evaluations_tokens_or_length(tmp_path):
@@ -137,5 +128,52 @@ def test_ten_levels_and_three_runs_fit_in_80_columns(synthetic_run):
 def test_runs_of_one_name_get_labels_of_their_own(tmp_path):
     folders = [tmp_path / "x" / "s1", tmp_path / "x" / "s2", tmp_path / "y" / "s2", tmp_path / "z"]
     runs = [small_run(folder) for folder in folders]
-    assert run_labels(runs) == ["sec (s1)", "sec (2)", "sec (3)", "sec (z)"]
+    assert run_labels(runs) == [
+        "sec (x/s1)",
+        "sec (x/s2)",
+        "sec (y/s2)",
+        f"sec ({tmp_path.name}/z)",
+    ]
     assert run_labels(runs[:1]) == ["sec"]
+
+
+def test_progress_parts_of_a_step_and_kinds_of_groups(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write("run", **HEADER)
+        times = {"time/rollout": 3.0, "time/update": 1.0, "step_time": 4.2}
+        kinds = {"groups/mixed": 0.25, "groups/all_fail": 0.75}
+        writer.write("step", step=1, time=4.0, **times, **kinds)
+    run = read_run(tmp_path)
+    row = summary_rows(run)
+    assert row["seconds_per_step"]["rollout"] == 3.0
+    assert row["seconds_per_step"]["other"] == pytest.approx(0.2)
+    assert row["outcomes"] == {
+        "all_fail": 0.75,
+        "format_only": None,
+        "mixed": 0.25,
+        "all_pass": None,
+    }
+    text = render(summary_table([run]))
+    assert cells(text, "steps") == ["1 of 4"]
+    assert cells(text, "seconds a step") == ["4.2"]
+    assert "rollout 71%" in text
+    assert "update 24%" in text
+
+
+def test_many_levels_leave_the_means(synthetic_run):
+    text = render(summary_table([synthetic_run(arms=40, steps=15)]))
+    assert "mean, held out" in text
+    assert len(text.splitlines()) < 25
+
+
+def test_a_run_that_has_only_evaluated(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write("run", **HEADER)
+        writer.write("eval", step=0, time=1.0, accuracy={"2": 2.5}, num_prompts={"2": 8})
+    row = summary_rows(read_run(tmp_path))
+    assert (row["steps"], row["seconds"]) == (0, None)
+    assert row["final_probability"] == {"2": None, "4": None}
+    # A reward beyond 1 is no share and has no such interval.
+    assert row["before"]["accuracy"] == {"2": 2.5}
+    assert row["before"]["interval"] == {"2": None}
+    json.dumps(row, allow_nan=False)

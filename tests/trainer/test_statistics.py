@@ -35,13 +35,13 @@ def test_columns_by_arm():
     groups.add(np.array([2, 0, 2]), REWARDS[:3])
     groups.add(np.array([0, 0, 2]), REWARDS[3:].astype(np.float32))
     columns, shares = groups.pop(4)
-    assert columns["rollouts"] == [12, None, 12, None]
-    assert columns["successes"] == [5, None, 4, None]
+    np.testing.assert_array_equal(columns["rollouts"], [12, np.nan, 12, np.nan])
+    np.testing.assert_array_equal(columns["successes"], [5, np.nan, 4, np.nan])
     raw = [np.abs(row - row.mean()).mean() for row in REWARDS]
     scaled = [d / (row.std(ddof=1) + 1e-4) for d, row in zip(raw, REWARDS, strict=True)]
     for name, values in (("without", raw), ("with", scaled)):
         found = columns[f"abs_advantage_{name}_std"]
-        assert found[1] is found[3] is None
+        assert np.isnan(found[[1, 3]]).all()
         assert found[0] == pytest.approx((values[1] + values[3] + values[4]) / 3)
         assert found[2] == pytest.approx((values[0] + values[2] + values[5]) / 3)
     assert shares == {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sec_grpo.report.table import wilson_interval
+from sec_grpo.report.series import wilson_interval
 
 _Z = 1.959964  # the 97.5% quantile of the normal distribution
 

@@ -21,18 +21,66 @@ FLAT_CHANGE = 0.1
 STARVING_STEPS = 50
 STARVING_PROBABILITY = 0.001  # used where draws were not logged
 
+NAMED_ARMS = 8  # in one sentence
+
+LATEST_STEPS = 50
+DEAD_SHARE = 0.9
+TRUNCATED_SHARE = 0.5
+
 WATCHED_SCALARS = ("loss", "grad_norm", "reward")
 
 
 def alarms(run: RunLog) -> list[str]:
     """Sentences for what a reader of ``run`` should look into; empty where nothing stands out.
 
-    They cover: an arm above 80% probability for 20 logged steps or more; an arm whose mean |A|
-    stays high while its reward does not rise; arms not drawn for 50 steps; a loss, gradient norm
-    or reward that is not finite. Open-loop schedules (ordered, staged) cause the first and the
-    third by design.
+    They cover: a loss, gradient norm or reward that is not finite; an arm above 80% probability for
+    20 logged steps or more; an arm whose mean |A| stays high while its reward does not rise; arms
+    not drawn for 50 steps; nine groups in ten without a gradient, or half of the completions
+    truncated, over the last 50 logged steps; damaged lines of the log. Open-loop schedules
+    (ordered, staged) cause dominant and starving arms by design.
     """
-    return [*_non_finite(run), *_dominant(run), *_flat(run), *_starving(run)]
+    found = _damaged(run)
+    if len(run.steps):
+        found += [*_non_finite(run), *_dominant(run), *_flat(run), *_starving(run)]
+        found += [*_dead(run), *_truncated(run)]
+    return found
+
+
+def _damaged(run: RunLog) -> list[str]:
+    if not run.damaged:
+        return []
+    lines = "1 damaged line" if len(run.damaged) == 1 else f"{len(run.damaged)} damaged lines"
+    return [f"{lines} of the log left out, the first: {run.damaged[0]}."]
+
+
+def _latest(run: RunLog, name: str) -> float:
+    """Mean of a scalar over the last logged steps; NaN where they are too few."""
+    values = run.scalar(name)[-LATEST_STEPS:]
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) >= LATEST_STEPS else float("nan")
+
+
+def _dead(run: RunLog) -> list[str]:
+    share = _latest(run, "frac_reward_zero_std")
+    if not share >= DEAD_SHARE:
+        return []
+    passed = _latest(run, "groups/all_pass")
+    why = f", in {passed:.0%} of all because every rollout succeeds" if np.isfinite(passed) else ""
+    return [
+        f"In {share:.0%} of the groups of the last {LATEST_STEPS} logged steps all rewards were "
+        f"equal{why}: they teach nothing. Train on other levels, sample at a higher temperature, "
+        "or set dynamic_sampling_refills."
+    ]
+
+
+def _truncated(run: RunLog) -> list[str]:
+    share = _latest(run, "completions/clipped_ratio")
+    if not share >= TRUNCATED_SHARE:
+        return []
+    return [
+        f"{share:.0%} of the completions of the last {LATEST_STEPS} logged steps were cut at "
+        "max_completion_length before they ended: raise it, or ask for shorter answers."
+    ]
 
 
 def _non_finite(run: RunLog) -> list[str]:
@@ -135,6 +183,8 @@ def _starving(run: RunLog) -> list[str]:
         arms.append(f"{arm} (never)" if last == 0 else f"{arm} (last at step {last}{reward})")
     if not arms:
         return []
+    if len(arms) > NAMED_ARMS:
+        arms[NAMED_ARMS:] = [f"and {len(arms) - NAMED_ARMS} more"]
     return [
         f"Not drawn for {STARVING_STEPS} steps or more: {', '.join(arms)}. Unless mastered, such "
         "an arm needs a floor probability or a higher temperature."

@@ -1,122 +1,42 @@
-"""The metrics log of a run: one JSON object a line, written by the trainer, read by the report.
+"""Reading the metrics log of a run.
 
 Axes: T training steps, K arms.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA = 1
-LOG_NAME = "metrics.jsonl"
-ARM_KEYS = ("probability", "value", "draws", "epochs", "abs_advantage", "reward", "dead_groups")
+from sec_grpo.report.writer import LOG_NAME, SCHEMA, parse_line
+
+ARM_KEYS = (
+    "probability",
+    "value",
+    "draws",
+    "epochs",
+    "abs_advantage",
+    "abs_advantage_with_std",
+    "abs_advantage_without_std",
+    "reward",
+    "dead_groups",
+    "rollouts",
+    "successes",
+)
+_REPEATED = ("abs_advantage", "reward", "dead_groups")
 _NOT_SCALARS = ("event", "step", "time", "arms")
 
 FloatArray = npt.NDArray[np.float64]
 
 
-def _to_json(value: Any, where: str) -> Any:
-    """``value`` as plain JSON types; non-finite floats become None."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Enum):
-        return _to_json(value.value, where)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, (set, frozenset)):
-        return [_to_json(item, where) for item in sorted(value)]
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays, without importing torch
-        return _to_json(value.tolist(), where)
-    raise TypeError(
-        f"{where} must be a number, string, bool, None, or a list, dict or array of them. "
-        f"Got {type(value).__name__}."
-    )
-
-
-def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """The JSON object on a line, or None where there is no valid one."""
-    try:
-        record = json.loads(line)
-    except ValueError:  # JSONDecodeError, or UnicodeDecodeError where a character was cut
-        return None
-    return record if isinstance(record, dict) else None
-
-
-class MetricsWriter:
-    """Appends events to ``<run_dir>/metrics.jsonl``, one write call a line.
-
-    Lines are strict JSON: NaN and infinities are written as null. Opening a log whose last line
-    was cut by a kill drops that line, so that a resumed run leaves no corrupt line in the middle.
-    Only one process of a distributed run may hold a writer.
-
-    Args:
-        path: the run's folder, created if missing, or a file name ending in ``.jsonl``.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        path = Path(path)
-        self.path = path if path.suffix == ".jsonl" else path / LOG_NAME
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered append: each line reaches the file in one call and survives a killed process.
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        self._mend_tail()
-
-    def _mend_tail(self) -> None:
-        content = self.path.read_bytes()
-        start = content.rfind(b"\n") + 1
-        if start == len(content):
-            return
-        if _parse_line(content[start:]) is None:
-            self._file.truncate(start)
-        else:
-            self._file.write(b"\n")
-
-    def write(self, event: str, **fields: Any) -> None:
-        """Appends ``{"event": event, **fields}``.
-
-        Python, numpy and torch scalars and arrays are accepted, nested in dicts and lists.
-        Raises TypeError for other values and ValueError after ``close``.
-        """
-        if self._file.closed:
-            raise ValueError(f"the metrics log {self.path} is closed: open a new MetricsWriter.")
-        record = {"event": event}
-        record.update({key: _to_json(value, key) for key, value in fields.items()})
-        text = json.dumps(record, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-        self._file.write(text.encode() + b"\n")
-
-    def close(self) -> None:
-        """Closes the file; closing twice is allowed."""
-        self._file.close()
-
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+class EmptyLogError(ValueError):
+    """A log in which no step and no evaluation has been written yet."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +54,8 @@ class Evaluation:
 class RunLog:
     """What one run wrote, steps that a resume rolled back left out.
 
-    Everything not observed at a step is NaN in the arrays: |A|, reward and dead groups of an arm
-    not drawn since the logged step before, too.
+    Everything not observed at a step is NaN in the arrays: |A|, reward, rollouts and the like of an
+    arm not drawn since the logged step before, too. T is 0 for a run that has evaluated only.
     """
 
     path: Path
@@ -152,11 +72,16 @@ class RunLog:
     value: FloatArray  # (T, K), Q
     draws: FloatArray  # (T, K), cumulative
     epochs: FloatArray  # (T, K)
-    abs_advantage: FloatArray  # (T, K), mean |A| of the arm at the step
+    abs_advantage: FloatArray  # (T, K), mean |A| of the arm, A as the run estimates it
+    abs_advantage_with_std: FloatArray  # (T, K), A divided by the group's standard deviation
+    abs_advantage_without_std: FloatArray  # (T, K), A not divided
     reward: FloatArray  # (T, K)
     dead_groups: FloatArray  # (T, K), share of the arm's groups with equal rewards
+    rollouts: FloatArray  # (T, K), completions of the arm since the logged step before
+    successes: FloatArray  # (T, K), those of them that succeeded
     evals: tuple[Evaluation, ...]  # by increasing step
     non_finite: dict[str, tuple[int, ...]] = field(default_factory=dict)  # scalar -> steps
+    damaged: tuple[str, ...] = ()  # what was left out of the file, and why
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -245,75 +170,96 @@ def _log_path(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def _read_lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line; an incomplete last line is left out."""
+def _read_lines(file: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+    """(line number, object) of each line, and what is wrong with the lines left out.
+
+    An incomplete last line is left out without a word: the run may be writing it.
+    """
     lines = [(n, s) for n, s in enumerate(file.read_bytes().split(b"\n"), 1) if s.strip()]
     if not lines:
-        raise ValueError(f"{file} is empty: the run stopped before it logged anything. Run again.")
-    parsed = []
+        raise EmptyLogError(
+            f"{file} is empty: the run stopped before it logged anything. Run again."
+        )
+    parsed, damaged = [], []
     for number, line in lines:
-        record = _parse_line(line)
+        record = parse_line(line)
         if record is not None:
             parsed.append((number, record))
         elif number != lines[-1][0]:
-            raise ValueError(
-                f"{file}, line {number}: not a JSON object. Only a cut last line is accepted; "
-                f"remove this line or restore the file. Got {line[:60]!r}."
-            )
-    return parsed
+            damaged.append(f"line {number}: not a JSON object, begins with {line[:40]!r}")
+    return parsed, damaged
 
 
-def _step_of(record: dict[str, Any], where: str) -> int:
+def _flaw(record: dict[str, Any], num_arms: int) -> str | None:
+    """Why a step or eval line cannot be used."""
     step = record.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise ValueError(f"{where}: step must be an integer >= 0. Got {step!r}.")
-    return step
-
-
-def _check_arms(record: dict[str, Any], num_arms: int, where: str) -> None:
+        return f"step must be an integer >= 0. Got {step!r}"
     arms = record.get("arms") or {}
+    if not isinstance(arms, dict):
+        return f"arms must be a mapping. Got {arms!r:.60}"
     for key in ARM_KEYS:
         row = arms.get(key)
-        if row is not None and (not isinstance(row, list) or len(row) != num_arms):
-            raise ValueError(
-                f"{where}: arms.{key} must be a list of {num_arms} entries, one an arm of the "
-                f"run line. Got {row!r}."
+        if row is not None and (not isinstance(row, list) or len(row) > num_arms):
+            return f"arms.{key} must be a list of at most {num_arms} entries. Got {row!r:.60}"
+    for key in ("accuracy", "num_prompts"):
+        if not isinstance(record.get(key) or {}, dict):
+            return f"{key} must be a mapping. Got {record[key]!r:.60}"
+    return None
+
+
+class _Collector:
+    """Sorts the lines of a file into the run's header, its arms, and its live records."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.header: dict[str, Any] | None = None
+        self.arms: list[str] = []
+        self.records = _Records()
+        lines, self.damaged = _read_lines(file)
+        for number, record in lines:
+            self._add(number, record)
+        if self.header is None or not (self.records.steps or self.records.evals):
+            raise EmptyLogError(
+                f"{file} holds no step lines: the run stopped before its first step. "
+                "Train for at least one step, then report."
             )
 
-
-def _collect(file: Path) -> tuple[dict[str, Any], _Records]:
-    """The last run line, and the live lines."""
-    header: dict[str, Any] | None = None
-    records = _Records()
-    for number, record in _read_lines(file):
-        event, where = record.get("event"), f"{file}, line {number}"
+    def _add(self, number: int, record: dict[str, Any]) -> None:
+        event = record.get("event")
         if event == "run":
-            if record.get("schema") != SCHEMA:
-                raise ValueError(
-                    f"{where}: schema must be {SCHEMA}. Got {record.get('schema')!r}; read this "
-                    "log with the version of sec-grpo that wrote it."
-                )
-            if not isinstance(record.get("arms"), list):
-                raise ValueError(f"{where}: arms must be a list of labels. Got {record}.")
-            header = record
-            if "step" in record:
-                records.resume(_step_of(record, where))
-            else:
-                records.new_segment()
+            self._begin(number, record)
+        elif event == "arms" and isinstance(record.get("arms"), list):
+            self.arms = [str(label) for label in record["arms"]]
         elif event in ("step", "eval"):
-            if header is None:
-                raise ValueError(f"{where}: a run line must come first. Got event {event!r}.")
-            if event == "step":
-                _check_arms(record, len(header["arms"]), where)
-                records.add_step(_step_of(record, where), record)
+            flaw = _flaw(record, len(self.arms))
+            if self.header is None:
+                flaw = f"a run line must come before event {event!r}"
+            if flaw is not None:
+                self.damaged.append(f"line {number}: {flaw}")
+            elif event == "step":
+                self.records.add_step(record["step"], record)
             else:
-                records.add_eval(_step_of(record, where), record)
-    if header is None or not records.steps:
-        raise ValueError(
-            f"{file} holds no step lines: the run stopped before its first step. "
-            "Train for at least one step, then report."
-        )
-    return header, records
+                self.records.add_eval(record["step"], record)
+
+    def _begin(self, number: int, record: dict[str, Any]) -> None:
+        where = f"{self._file}, line {number}"
+        if record.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{where}: schema must be {SCHEMA}. Got {record.get('schema')!r}; read this "
+                "log with the version of sec-grpo that wrote it."
+            )
+        if not isinstance(record.get("arms"), list):
+            raise ValueError(f"{where}: arms must be a list of labels. Got {record!r:.60}.")
+        self.header = record
+        labels = [str(label) for label in record["arms"]]
+        # Arms are only ever added, at the end: a run resumed from before that has fewer.
+        self.arms = max(self.arms, labels, key=len)
+        step = record.get("step")
+        if isinstance(step, int) and step >= 0:
+            self.records.resume(step)
+        else:
+            self.records.new_segment()
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation:
@@ -321,52 +267,66 @@ def _evaluation(record: dict[str, Any]) -> Evaluation:
         step=record["step"],
         time=record["time"],
         accuracy={str(k): _number(v) for k, v in (record.get("accuracy") or {}).items()},
-        num_prompts={str(k): int(v) for k, v in (record.get("num_prompts") or {}).items()},
+        num_prompts={
+            str(k): v for k, v in (record.get("num_prompts") or {}).items() if isinstance(v, int)
+        },
         held_out=tuple(str(level) for level in record.get("held_out") or ()),
     )
 
 
-def read_run(path: str | os.PathLike[str]) -> RunLog:
-    """Reads the log of one run.
-
-    The last line of a step wins, and steps that a resume rolled back are left out. Unknown events
-    and keys are ignored, as is an incomplete last line.
-
-    Args:
-        path: the run's folder, or its ``metrics.jsonl``.
-
-    Raises:
-        FileNotFoundError: there is no log.
-        ValueError: the log is empty, has no step, another schema, or a corrupt line.
-    """
-    file = _log_path(path)
-    header, records = _collect(file)
-    records.join_clocks()
-    rows = [record for _, (_, record) in sorted(records.steps.items())]
-    arms = tuple(str(label) for label in header["arms"])
-
+def _scalars(rows: list[dict[str, Any]]) -> tuple[dict[str, FloatArray], dict[str, Any]]:
+    """Every scalar by step, (T,), and the steps at which it was logged without being finite."""
     names = dict.fromkeys(
         key
         for row in rows
         for key, value in row.items()
-        if key not in _NOT_SCALARS and (value is None or isinstance(value, (int, float)))
+        if key not in _NOT_SCALARS
+        and (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)))
     )
     scalars = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
     non_finite = {
         name: tuple(r["step"] for r in rows if name in r and not math.isfinite(_number(r[name])))
         for name in names
     }
+    return scalars, {name: steps for name, steps in non_finite.items() if steps}
 
-    def per_arm(key: str) -> FloatArray:
-        unseen = [None] * len(arms)
-        table = [(row.get("arms") or {}).get(key) or unseen for row in rows]
-        return np.array([[_number(cell) for cell in line] for line in table], dtype=np.float64)
 
-    columns = {key: per_arm(key) for key in ARM_KEYS}
+def _columns(rows: list[dict[str, Any]], num_arms: int) -> dict[str, FloatArray]:
+    """Every column of the arms by step, (T, K)."""
+    columns = {key: np.full((len(rows), num_arms), np.nan) for key in ARM_KEYS}
+    for t, row in enumerate(rows):
+        for key, values in (row.get("arms") or {}).items():
+            if key in columns and values is not None:
+                columns[key][t, : len(values)] = [_number(value) for value in values]
     # The trainer repeats an arm's last observation until the next one.
     idle = np.diff(columns["draws"], axis=0, prepend=0.0) <= 0
-    for key in ("abs_advantage", "reward", "dead_groups"):
+    for key in _REPEATED:
         columns[key] = np.where(idle, np.nan, columns[key])
+    return columns
+
+
+def read_run(path: str | os.PathLike[str]) -> RunLog:
+    """Reads the log of one run, which may still be going on.
+
+    The last line of a step wins, and steps that a resume rolled back are left out. Unknown events
+    and keys are ignored, as is an incomplete last line; other lines that cannot be read are left
+    out and named in `damaged`.
+
+    Args:
+        path: the run's folder, or its ``metrics.jsonl``.
+
+    Raises:
+        FileNotFoundError: there is no log.
+        EmptyLogError: the log is empty, or has no step and no evaluation.
+        ValueError: the log has another schema.
+    """
+    file = _log_path(path)
+    found = _Collector(file)
+    header, records = found.header, found.records
+    assert header is not None
+    records.join_clocks()
+    rows = [record for _, (_, record) in sorted(records.steps.items())]
+    scalars, non_finite = _scalars(rows)
     max_steps = header.get("max_steps")
     return RunLog(
         path=file,
@@ -375,11 +335,12 @@ def read_run(path: str | os.PathLike[str]) -> RunLog:
         strategy=dict(header.get("strategy") or {}),
         max_steps=max_steps if isinstance(max_steps, int) else None,
         config=dict(header.get("config") or {}),
-        arms=arms,
+        arms=tuple(found.arms),
         steps=np.array([row["step"] for row in rows], dtype=np.int64),
         time=np.array([row["time"] for row in rows], dtype=np.float64),
         scalars=scalars,
         evals=tuple(_evaluation(record) for _, (_, record) in sorted(records.evals.items())),
-        non_finite={name: steps for name, steps in non_finite.items() if steps},
-        **columns,
+        non_finite=non_finite,
+        damaged=tuple(found.damaged),
+        **_columns(rows, len(found.arms)),
     )

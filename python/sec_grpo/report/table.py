@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from sec_grpo.report.groups import run_labels
 from sec_grpo.report.log import Evaluation, RunLog
+from sec_grpo.report.series import OUTCOMES, step_times, wilson_interval
 
 SUMMARY_SCHEMA = 1
 LIKELIEST_ARMS = 3  # shown in the table; the dict holds all
-
-
-def run_labels(runs: Sequence[RunLog]) -> list[str]:
-    """A name for each run; runs that share one are told apart by folder, or else by number."""
-    names = [run.name for run in runs]
-    with_folder = [f"{run.name} ({run.path.parent.name})" for run in runs]
-    labels = []
-    for i, name in enumerate(names):
-        if names.count(name) == 1:
-            labels.append(name)
-        elif with_folder.count(with_folder[i]) == 1:
-            labels.append(with_folder[i])
-        else:
-            labels.append(f"{name} ({names[: i + 1].count(name)})")
-    return labels
+MAX_LEVELS = 24  # likewise: beyond, the table has the means alone
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -38,14 +26,6 @@ def _mean(values: Iterable[float]) -> float | None:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def wilson_interval(share: float, count: float) -> tuple[float, float]:
-    """The 95% Wilson score interval of a success share seen in ``count`` trials."""
-    z = 1.959964
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _evaluation_rows(run: RunLog, item: Evaluation | None) -> dict[str, Any] | None:
@@ -59,7 +39,7 @@ def _evaluation_rows(run: RunLog, item: Evaluation | None) -> dict[str, Any] | N
         "accuracy": {level: _finite(value) for level, value in accuracy.items()},
         "interval": {
             level: list(wilson_interval(value, counts[level]))
-            if counts[level] > 0 and math.isfinite(value)
+            if counts[level] > 0 and 0 <= value <= 1
             else None
             for level, value in accuracy.items()
         },
@@ -89,12 +69,14 @@ def summary_rows(run: RunLog) -> dict[str, Any]:
 
     ``before`` and ``after`` are its first and last evaluation: accuracy and 95% Wilson interval
     by level, and the means over trained and over held-out levels (each level weighs the same).
-    ``dead_groups`` is the mean over steps of the share of groups with equal rewards,
-    ``completion_tokens`` the trainer's count ``num_tokens`` of sampled tokens, and
-    ``final_probability`` that of the last step.
+    ``dead_groups`` is the mean over steps of the share of groups with equal rewards, and
+    ``outcomes`` that of each kind of group; ``completion_tokens`` is the trainer's count of sampled
+    tokens, ``seconds_per_step`` the mean by part of a step, and ``final_probability`` that of the
+    last step. ``damaged`` names the lines of the log that were left out.
     """
     before, after = _before_and_after(run)
-    tokens = _last_finite(run.scalar("num_tokens"))
+    tokens = _last_finite(run.scalar("num_completion_tokens"))
+    last = run.probability[-1].tolist() if len(run.steps) else [math.nan] * len(run.arms)
     return {
         "name": run.name,
         "strategy": run.strategy,
@@ -103,14 +85,15 @@ def summary_rows(run: RunLog) -> dict[str, Any]:
         "held_out": list(run.held_out),
         "before": _evaluation_rows(run, before),
         "after": _evaluation_rows(run, after),
-        "steps": int(run.steps[-1]),
+        "steps": int(run.steps[-1]) if len(run.steps) else 0,
         "max_steps": run.max_steps,
         "seconds": _last_finite(run.time),
+        "seconds_per_step": step_times(run) or None,
         "dead_groups": _mean(run.scalar("frac_reward_zero_std").tolist()),
+        "outcomes": {name: _mean(run.scalar(f"groups/{name}").tolist()) for name in OUTCOMES},
         "completion_tokens": None if tokens is None else round(tokens),
-        "final_probability": {
-            arm: _finite(p) for arm, p in zip(run.arms, run.probability[-1].tolist(), strict=True)
-        },
+        "final_probability": {arm: _finite(p) for arm, p in zip(run.arms, last, strict=True)},
+        "damaged": list(run.damaged),
     }
 
 
@@ -138,13 +121,36 @@ def _pair(row: dict[str, Any], key: str, level: str | None = None) -> str:
     return "-" if cells == ["-", "-"] else f"{cells[0]:>4} -> {cells[1]:>4}"
 
 
-def _count(value: int | None) -> str:
+def count_text(value: int | None) -> str:
+    """A number in a few characters, 1.9k."""
     if value is None:
         return "-"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return str(value)
+
+
+def progress_text(row: Mapping[str, Any]) -> str:
+    """Steps done, and of how many where some are left."""
+    done, wanted = row["steps"], row["max_steps"]
+    return str(done) if wanted is None or not done < wanted else f"{done} of {wanted}"
+
+
+def strategy_text(strategy: Mapping[str, Any]) -> str:
+    """A strategy and its parameters as they are written in Python."""
+    parameters = ", ".join(f"{name}={value}" for name, value in strategy.items() if name != "name")
+    return f"{strategy.get('name', '-')}({parameters})" if strategy else "-"
+
+
+def _step_seconds(row: Mapping[str, Any]) -> str:
+    """Mean seconds of a step, and the parts that make up a tenth or more."""
+    parts = row["seconds_per_step"]
+    if not parts:
+        return "-"
+    total = sum(parts.values())
+    large = [f"{n} {v / total:.0%}" for n, v in parts.items() if v >= total / 10]
+    return "\n".join([f"{total:.3g}", *large])
 
 
 def _likeliest(row: dict[str, Any]) -> str:
@@ -156,6 +162,7 @@ def _likeliest(row: dict[str, Any]) -> str:
 def summary_table(runs: Sequence[RunLog]) -> Table:
     """Accuracy by level before -> after, and what each run cost; levels as rows, runs as columns.
 
+    Of more than `MAX_LEVELS` levels the means alone.
     Ten levels and three runs fit in 80 columns.
     """
     rows = summary(runs)["runs"]
@@ -167,7 +174,7 @@ def summary_table(runs: Sequence[RunLog]) -> Table:
     table.add_column("level", overflow="fold", max_width=24)
     for row in rows:
         table.add_column(escape(row["label"]), justify="right", overflow="fold", max_width=18)
-    for i, level in enumerate(levels):
+    for i, level in enumerate(levels if len(levels) <= MAX_LEVELS else ()):
         mark = " (held out)" if level in held_out else ""
         cells = [_pair(row, "accuracy", level) for row in rows]
         table.add_row(escape(level) + mark, *cells, end_section=i == len(levels) - 1)
@@ -176,10 +183,11 @@ def summary_table(runs: Sequence[RunLog]) -> Table:
         if held_out:
             table.add_row("mean, held out", *(_pair(row, "mean_held_out") for row in rows))
         table.add_section()
-    table.add_row("steps", *(str(row["steps"]) for row in rows))
+    table.add_row("steps", *(progress_text(row) for row in rows))
     seconds = [row["seconds"] for row in rows]
     table.add_row("seconds", *("-" if s is None else f"{s:.0f}" for s in seconds))
+    table.add_row("seconds a step", *(_step_seconds(row) for row in rows))
     table.add_row("dead groups", *(_share(row["dead_groups"]) for row in rows))
-    table.add_row("completion tokens", *(_count(row["completion_tokens"]) for row in rows))
+    table.add_row("completion tokens", *(count_text(row["completion_tokens"]) for row in rows))
     table.add_row("likeliest arms\nat the end", *(_likeliest(row) for row in rows))
     return table

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sec_grpo.report.plots import DPI, RUN_COLOURS, STYLE
+from sec_grpo.report.style import DPI, RUN_COLOURS, STYLE
 from sec_grpo.simulation.experiment import Comparison
 from sec_grpo.simulation.summary import BASELINE
 

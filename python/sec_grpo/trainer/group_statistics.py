@@ -44,11 +44,11 @@ class GroupStatistics:
         self._arms.append(arm_indices)
         self._rewards.append(rewards.astype(np.float64))
 
-    def pop(self, num_arms: int) -> tuple[dict[str, list[float | None]], dict[str, float]]:
+    def pop(self, num_arms: int) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
         """What was added since the last call.
 
         Returns:
-            columns of K entries, None for an arm without groups: rollouts; successes, rollouts of
+            columns (K,), NaN for an arm without groups: rollouts; successes, rollouts of
             a reward of at least the threshold; abs_advantage_with_std, mean of |r - mean| / (std +
             1e-4) in the group, and abs_advantage_without_std, of |r - mean|. And the share of the
             groups of each outcome, as `groups/all_fail` and so on. Both empty without groups.
@@ -69,16 +69,13 @@ class GroupStatistics:
         seen = np.maximum(groups, 1)
         columns = {
             "rollouts": groups * size,
-            "successes": total(successes).astype(np.int64),
+            "successes": total(successes),
             "abs_advantage_with_std": total(deviation / (std + EPS)) / seen,
             "abs_advantage_without_std": total(deviation) / seen,
         }
         outcomes = group_outcomes(rewards, self._threshold)
         shares = np.bincount(outcomes, minlength=len(OUTCOMES)) / len(outcomes)
         return (
-            {
-                name: [v if n else None for v, n in zip(values.tolist(), groups, strict=True)]
-                for name, values in columns.items()
-            },
+            {name: np.where(groups > 0, values, np.nan) for name, values in columns.items()},
             {f"groups/{name}": float(s) for name, s in zip(OUTCOMES, shares, strict=True)},
         )

@@ -267,7 +267,9 @@ class GRPOTrainer(ResumableTrainer):
     def before_training(self, path: Path | None, step: int) -> None:
         """Open the run's logs."""
         config = {name: getattr(self.args, name) for name in GRPOConfig.names()}
-        self._recorder.start(config, step=step, resumed=path is not None)
+        self._recorder.start(
+            config, step=step, max_steps=self.total_steps(), resumed=path is not None
+        )
         if self._completion_log is not None:
             self._completion_log.start(step, resumed=path is not None)
 
