@@ -49,6 +49,8 @@ def test_several_runs_need_a_folder(synthetic_run):
         report([run.path, run.path])
     with pytest.raises(ValueError, match="at least one run"):
         report([])
+    with pytest.raises(ValueError, match=r"out_dir must be a folder\. Got the file .*jsonl"):
+        report(run.path, run.path)
 
 
 def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,11 +18,29 @@ from sec_grpo.cli.simulate import simulate
 from sec_grpo.cli.train import train
 
 app = typer.Typer(
-    help="GRPO with fused loss kernels and a self-evolving curriculum.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"sec-grpo {version('sec-grpo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """GRPO with fused loss kernels and a self-evolving curriculum."""
+
+
 app.command()(quickstart)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command(name="eval")(evaluate)
@@ -36,7 +56,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped at once; the last checkpoint is whole", style="yellow")
+        Console(stderr=True).print("stopped at once; what was written is whole", style="yellow")
         sys.exit(130)
     except USER_ERRORS as error:
         if os.environ.get("SEC_GRPO_TRACEBACK"):

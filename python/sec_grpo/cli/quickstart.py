@@ -26,9 +26,12 @@ TEMPERATURE_OF_SEC = 0.2
 
 
 def quickstart(
-    output_dir: Annotated[Path, typer.Option(help="Folder for logs, models and plots.")] = Path(
-        "runs/quickstart"
-    ),
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            "--output_dir", "--output-dir", help="Folder for logs, models and the report."
+        ),
+    ] = Path("runs/quickstart"),
     steps: Annotated[int, typer.Option(min=4, help="GRPO steps of each run.")] = 80,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
 ) -> None:

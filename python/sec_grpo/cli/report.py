@@ -16,8 +16,11 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
+            "--out",
+            "--output_dir",
+            "--output-dir",
             help="Folder for page and plots. Default: report/ in the run's folder, or here for "
-            "several runs."
+            "several runs.",
         ),
     ] = None,
 ) -> None:

@@ -99,6 +99,8 @@ def report(
         raise ValueError("run_dirs must name at least one run. Got none.")
     if out_dir is None and len(dirs) > 1:
         raise ValueError(f"out_dir must be given for a report on {len(dirs)} runs. Got None.")
+    if out_dir is not None and Path(out_dir).exists() and not Path(out_dir).is_dir():
+        raise ValueError(f"out_dir must be a folder. Got the file {os.fspath(out_dir)}.")
     runs, skipped = _read(dirs)
     folder = runs[0].path.parent / "report" if out_dir is None else Path(out_dir)
 
