@@ -63,7 +63,7 @@ def simulate(
     console.print(caveat, style="yellow", highlight=False)
     console.print(
         f"{seeds} paired seeds, {protocol.rollouts:,} rollouts a run, refills included; ± is a 95% "
-        "interval, against random of the paired differences",
+        "interval, over random of the paired differences",
         highlight=False,
     )
     console.print("plots and numbers:", style="bold")

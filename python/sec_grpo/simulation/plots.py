@@ -30,9 +30,9 @@ def accuracy_figure(summaries: list[dict[str, Any]]) -> Figure:
             lines = _accuracy_panel(axis, summary)
         for axis in axes[len(summaries) :]:
             axis.set_visible(False)
-        figure.legend(handles=lines, loc="outside upper right", ncols=len(lines))
-        title = "Simulated learner: held-out accuracy, mean and 95% interval"
-        figure.suptitle(title, x=0.01, ha="left")
+        if lines:
+            figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+        figure.suptitle("Curricula on a simulated learner", x=0.01, ha="left")
     return figure
 
 
@@ -57,19 +57,22 @@ def _accuracy_panel(axis: Any, summary: dict[str, Any]) -> list[Any]:
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(-0.7, len(names) - 0.3)
     axis.set_title(summary["title"])
-    axis.set_xlabel("held-out accuracy")
+    axis.set_xlabel("held-out accuracy, mean and 95% interval")
     if min(values) < 0.5 * max(values):
-        axis.set_xlim(left=0.0)
+        # A little below 0, so that the marks of methods at 0 are whole.
+        axis.set_xlim(left=-0.015 * axis.get_xlim()[1])
     return lines
 
 
 def allocation_figure(comparison: Comparison) -> Figure:
     """Share of each level over training, averaged over the seeds, one panel a method."""
     names = list(comparison.outcomes)
-    rows = math.ceil(len(names) / _PANELS_A_ROW)
+    # Three at least: the title and the legend need the width.
+    columns = min(_PANELS_A_ROW, max(3, len(names)))
+    rows = math.ceil(len(names) / columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.7 * _PANELS_A_ROW, 1.75 * rows + 0.9), layout="constrained")
-        axes = figure.subplots(rows, _PANELS_A_ROW, squeeze=False, sharey=True).ravel()
+        figure = Figure(figsize=(2.7 * columns, 1.75 * rows + 0.9), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
         num_levels = len(comparison.scenario.learner.skills) - 1
         colours = list(matplotlib.colormaps["viridis"](np.linspace(0.9, 0.1, num_levels)))
         labels = [f"level {level + 1}" for level in range(num_levels)]
@@ -85,13 +88,14 @@ def allocation_figure(comparison: Comparison) -> Figure:
             axis.set_xlim(1, max(steps, 2))
             axis.set_ylim(0, 1)
             axis.grid(False)
+        for axis in axes[max(0, len(names) - columns) : len(names)]:
+            axis.set_xlabel("step")
         for axis in axes[len(names) :]:
             axis.set_visible(False)
-        figure.supxlabel("step", fontsize=10)
         figure.supylabel("share of the prompts", fontsize=10)
         pairs = zip(colours, labels, strict=True)
         handles = [Patch(color=colour, label=label) for colour, label in pairs]
-        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         figure.suptitle(f"Where the prompts went: {comparison.scenario.title}", x=0.01, ha="left")
     return figure
 

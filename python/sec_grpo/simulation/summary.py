@@ -92,7 +92,7 @@ def table(summary: dict[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
     )
     made.add_column("curriculum", no_wrap=True)
-    for name in ("held out", "against random", "trained", "mean level"):
+    for name in ("held out", "over random", "trained", "mean level"):
         made.add_column(name, justify="right", no_wrap=True)
     if extra:
         made.add_column("share", justify="right", no_wrap=True)
