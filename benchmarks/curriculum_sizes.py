@@ -1,11 +1,11 @@
 """The curriculum at every size beside its rivals, in one run: results/curriculum.json.
 
-    python benchmarks/curriculum_sizes.py            # to 10M prompts: 3 minutes, 4 GiB
+    python benchmarks/curriculum_sizes.py            # to 10M prompts: 4 minutes, 4 GiB
     python benchmarks/curriculum_sizes.py --full     # to 100M prompts and a million arms: 16 GiB
 
 N prompts, K arms, B prompts a batch, G = 8 rollouts a prompt. Medians; our draw, our step and
-RandomSampler take turns. To the sampler's median its share of the shuffle is added, which comes
-before the first index of an epoch: the time of that index over N.
+RandomSampler take turns. torch's RandomSampler shuffles before the first index of an epoch:
+random_sampler is what 1 / N of that adds to each next index, random_sampler_next is without.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +28,12 @@ from loaders import BufferLoader, ListLoader
 from torch.utils.data import RandomSampler
 
 from sec_grpo import SEC, Curriculum
+from sec_grpo.curriculum import get_strategy, strategy_names
 
 RESULT = Path(__file__).parent / "results" / "curriculum.json"
 SIZES = [
     (30_000, 3),
+    (30_000, 100),
     (30_000, 10_000),
     (1_000_000, 3),
     (1_000_000, 100),
@@ -39,65 +42,148 @@ SIZES = [
     (10_000_000, 100),
     (10_000_000, 100_000),
 ]
-FULL = [(10_000_000, 1_000_000), (100_000_000, 3), (100_000_000, 100_000), (100_000_000, 1_000_000)]
+FULL = [
+    *((1_000_000, k) for k in (1_000_000,)),
+    *((10_000_000, k) for k in (3, 10_000, 1_000_000)),
+    *((100_000_000, k) for k in (3, 100, 10_000, 100_000, 1_000_000)),
+]
 BATCHES, G = (256, 4096), 8
 ALPHA, TEMPERATURE = 0.5, 0.5
-LARGEST_FOR_PYTHON = 1_000_000
+LARGEST_FOR_PYTHON = (1_000_000, 100_000)
 SECONDS_A_CASE = 1.0
-IN_TURNS = ("draw", "step", "random_sampler")
+IN_TURNS = ("draw", "step", "random_sampler_next")
+STRATEGY_ARMS = (1_000, 10_000, 100_000)
+NEEDED: dict[str, dict[str, Any]] = {
+    "ordered": {"steps": 10**9},
+    "reverse": {"steps": 10**9},
+    "e2h_gaussian": {"steps": 1000},
+    "staged": {"stages": 10**6},
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="to 100M prompts and 1M arms")
+    parser.add_argument("--memory", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.memory:
+        print(json.dumps(memory(*arguments.memory)))
+        return
     torch.set_num_threads(1)
     before = environment()
     rows = []
-    for num_prompts, num_arms in SIZES + (FULL if arguments.full else []):
+    for num_prompts, num_arms in sorted(SIZES + (FULL if arguments.full else [])):
         rows.append(measure(num_prompts, num_arms))
         print(json.dumps(rows[-1]), flush=True)
+    strategies = [one for count in STRATEGY_ARMS for one in measure_strategies(count)]
     command = "python benchmarks/curriculum_sizes.py" + (" --full" if arguments.full else "")
-    result = {"command": command, "environment": before, "unit": "microseconds", "rows": rows}
+    result = {
+        "command": command,
+        "environment": before,
+        "unit": "microseconds",
+        "rows": rows,
+        "strategies": strategies,
+    }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(table(rows))
+    print(strategy_table(strategies))
+
+
+def categories(num_prompts: int, num_arms: int) -> np.ndarray:
+    """An arm for each prompt at random, all of them used."""
+    labels = np.random.default_rng(0).integers(0, num_arms, num_prompts, dtype=np.int32)
+    labels[:num_arms] = np.arange(num_arms)
+    return labels
 
 
 def measure(num_prompts: int, num_arms: int) -> dict[str, Any]:
     """One size: ours and the rivals in turns, then build, save, load and memory."""
-    labels = np.random.default_rng(0).integers(0, num_arms, num_prompts, dtype=np.int32)
-    labels[:num_arms] = np.arange(num_arms)
+    size = (str(num_prompts), str(num_arms))
+    fresh = subprocess.run(
+        [sys.executable, __file__, "--memory", *size], capture_output=True, text=True, check=True
+    )
+    labels = categories(num_prompts, num_arms)
     make = lambda: Curriculum(labels, SEC(ALPHA, TEMPERATURE))  # noqa: E731
-    held = peak_growth(make)
     build = median_of(make, rounds=3 if num_prompts > 10**7 else 5)
     curriculum = make()
     row: dict[str, Any] = {
         "prompts": num_prompts,
         "arms": num_arms,
         "build_ms": 1e3 * build,
-        "bytes_a_prompt": 4 + (1 if num_arms <= 256 else 2 if num_arms <= 65536 else 4),
-        "peak_rss_growth_bytes_a_prompt": held / num_prompts,
+        **json.loads(fresh.stdout),
     }
     loaders = {}
-    if num_prompts <= LARGEST_FOR_PYTHON:
-        categories = labels.tolist()
+    if num_prompts <= LARGEST_FOR_PYTHON[0] and num_arms <= LARGEST_FOR_PYTHON[1]:
+        plain = labels.tolist()
         for name, kind in (("list_loader", ListLoader), ("buffer_loader", BufferLoader)):
-            loaders[name] = kind(categories, 0, ALPHA, TEMPERATURE)
+            loaders[name] = kind(plain, 0, ALPHA, TEMPERATURE)
     sampler, shuffle = random_sampler(num_prompts)
     row["random_sampler_shuffle_ns_an_index"] = 1e9 * shuffle
     for batch_size in BATCHES:
         found = cases(curriculum, loaders, sampler, batch_size)
-        row[f"b{batch_size}"] = in_turns({name: found.pop(name) for name in IN_TURNS})
-        row[f"b{batch_size}"]["random_sampler"] += 1e6 * shuffle * batch_size
+        times = in_turns({name: found.pop(name) for name in IN_TURNS})
+        times["random_sampler"] = times["random_sampler_next"] + 1e6 * shuffle * batch_size
         # Apart: those that copy whole buffers would empty the cache for the others.
         for name, call in found.items():
-            row[f"b{batch_size}"] |= in_turns({name: call})
+            times |= in_turns({name: call})
+        row[f"b{batch_size}"] = times
     saved = curriculum.to_bytes()
     row["save_ms"] = 1e3 * median_of(curriculum.to_bytes, rounds=5)
     row["load_ms"] = 1e3 * median_of(lambda: curriculum.load_bytes(saved), rounds=5)
-    row["checkpoint_bytes_an_arm"] = (len(saved) - 250) / num_arms if num_arms >= 100 else None
+    row["checkpoint_bytes"] = len(saved)
     return row
+
+
+def memory(num_prompts: int, num_arms: int) -> dict[str, float]:
+    """Of a curriculum that is the first of its process: time to build it, and what it holds."""
+    labels = categories(num_prompts, num_arms)
+    before = resident()
+    started = time.perf_counter()
+    curriculum = Curriculum(labels, SEC(ALPHA, TEMPERATURE))
+    seconds = time.perf_counter() - started
+    held = resident() - before
+    assert curriculum.num_prompts == num_prompts
+    return {"first_build_ms": 1e3 * seconds, "resident_bytes": held}
+
+
+def resident() -> int:
+    """Bytes of this process in memory (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def measure_strategies(num_arms: int) -> list[dict[str, Any]]:
+    """Every strategy over `num_arms` arms of two prompts: a draw, an observation, the state."""
+    rows = []
+    generator = np.random.default_rng(3)
+    advantages = generator.standard_normal((256, G)).astype(np.float32)
+    rewards = (generator.random((256, G)) < 0.5).astype(np.float32)
+    labels = np.arange(2 * num_arms) % num_arms
+    for name in strategy_names():
+        parameters = NEEDED.get(name, {})
+        if name == "static_weights":
+            parameters = {"weights": [1.0] * num_arms}
+        curriculum = Curriculum(labels, get_strategy(name, **parameters))
+        draws, observations = [], []
+        for _ in range(60):
+            started = time.perf_counter()
+            indices = curriculum.draw(256)
+            drawn = time.perf_counter()
+            curriculum.observe(indices, advantages=advantages, rewards=rewards)
+            draws.append(drawn - started)
+            observations.append(time.perf_counter() - drawn)
+        rows.append(
+            {
+                "strategy": name,
+                "arms": num_arms,
+                "draw": 1e6 * statistics.median(draws),
+                "observe": 1e6 * statistics.median(observations),
+                "state_bytes_an_arm": len(curriculum.to_bytes()) / num_arms,
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
 
 
 def cases(
@@ -120,7 +206,7 @@ def cases(
         "draw": lambda: curriculum.draw(batch_size),
         "observe": lambda: curriculum.observe(drawn, advantages=advantages),
         "step": step,
-        "random_sampler": lambda: list(itertools.islice(sampler, batch_size)),
+        "random_sampler_next": lambda: list(itertools.islice(sampler, batch_size)),
         "numpy_choice_of_arms": lambda: generator.choice(num_arms, batch_size, p=weights),
     }
     if num_arms < 2**24:
@@ -167,34 +253,57 @@ def median_of(call: Callable[[], Any], rounds: int) -> float:
     return statistics.median(times)
 
 
-def peak_growth(make: Callable[[], Any]) -> int:
-    """Bytes by which the largest resident size grows while one is built."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    make()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, B = 256 and 4096 apart by a slash, microseconds."""
+    """Markdown; nanoseconds a prompt at B = 256 / 4096, and what a whole curriculum takes."""
     lines = [
-        "| prompts x arms | draw | RandomSampler | step | buffer loader's step | build, ms | "
-        "save, load, ms |",
-        "|---|---|---|---|---|---|---|",
+        "| prompts x arms | draw | RandomSampler: next (with its shuffle) | step | loader's step "
+        "| build, ms | bytes a prompt | save, load, ms | checkpoint, bytes an arm |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        small, large = row["b256"], row["b4096"]
 
-        def pair(name: str, small: Any = small, large: Any = large) -> str:
-            if name not in small:
+        def pair(name: str, row: dict[str, Any] = row) -> str:
+            found = [row[f"b{batch}"].get(name) for batch in BATCHES]
+            if None in found:
                 return "-"
-            return f"{small[name]:,.0f} / {large[name]:,.0f}"
+            numbers = (1e3 * us / batch for us, batch in zip(found, BATCHES, strict=True))
+            return " / ".join(f"{number:,.0f}" for number in numbers)
 
+        few = row["arms"] < 100
+        checkpoint = "-" if few else f"{row['checkpoint_bytes'] / row['arms']:.0f}"
+        held = row["resident_bytes"] / row["prompts"]
         lines.append(
-            f"| {row['prompts']:,} x {row['arms']:,} | {pair('draw')} | {pair('random_sampler')} "
-            f"| {pair('step')} | {pair('buffer_loader_step')} | {row['build_ms']:.1f} | "
-            f"{row['save_ms']:.1f}, {row['load_ms']:.1f} |"
+            f"| {size_text(row['prompts'])} x {size_text(row['arms'])} | {pair('draw')} "
+            f"| {pair('random_sampler_next')} ({pair('random_sampler')}) | {pair('step')} "
+            f"| {pair('buffer_loader_step')} | {row['build_ms']:.1f} "
+            f"| {held:.1f} | {row['save_ms']:.1f}, {row['load_ms']:.1f} | {checkpoint} |"
         )
     return "\n".join(lines)
+
+
+def strategy_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown; B = 256, microseconds, and bytes an arm of a state after 60 batches."""
+    counts = sorted({row["arms"] for row in rows})
+    titles = [
+        f"{what}, {size_text(count)} arms"
+        for what in ("draw and observe", "state")
+        for count in counts
+    ]
+    lines = ["| strategy | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for name in dict.fromkeys(row["strategy"] for row in rows):
+        mine = {row["arms"]: row for row in rows if row["strategy"] == name}
+        cells = [f"{mine[count]['draw'] + mine[count]['observe']:,.0f}" for count in counts]
+        cells += [f"{mine[count]['state_bytes_an_arm']:.0f}" for count in counts]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def size_text(number: int) -> str:
+    """10000000 as 10M."""
+    for unit, letter in ((10**6, "M"), (10**3, "k")):
+        if number >= unit and number % unit == 0:
+            return f"{number // unit}{letter}"
+    return str(number)
 
 
 if __name__ == "__main__":
