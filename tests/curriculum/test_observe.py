@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sec_grpo.curriculum import SEC, Curriculum, Feedback, Random, Strategy
+from sec_grpo.curriculum._arrays import as_groups, as_indices
 
 CATEGORIES = [0, 1, 2, 0, 1, 2]
 
@@ -28,6 +29,15 @@ def test_lists_arrays_and_tensors(indices: object, advantages: object) -> None:
     curriculum = Curriculum(CATEGORIES, SEC(alpha=1.0))
     curriculum.observe(indices, advantages=advantages)
     assert curriculum.values().tolist() == [0.5, 1.0, 0.0]
+
+
+def test_arrays_of_the_right_kind_are_not_copied() -> None:
+    indices = Curriculum(CATEGORIES).draw(4)
+    assert as_indices(indices) is indices
+    for dtype in (np.float32, np.float64):
+        values = np.zeros((4, 2), dtype)
+        assert as_groups("rewards", values) is values
+        assert np.shares_memory(as_groups("rewards", torch.from_numpy(values)), values)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_get_strategy(name: str, parameters: dict[str, Any], strategy: Strategy)
     [
         ("dumb", {}, "one of adarft, .*, sec, .*; got 'dumb'"),
         (None, {}, "one of"),
+        ("ALP_GMM", {}, r"not arms: use sec_grpo.curriculum.ALPGMM\(low, high\)"),
         ("sec", {"tau": 1.0, "lr": 1}, "lr, tau; it has: alpha, temperature, undrawn, floor"),
         ("random", {"steps": 1}, "steps; it has: floor"),
         ("ordered", {}, "needs parameters: steps"),

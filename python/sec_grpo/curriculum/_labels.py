@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,15 @@ from numpy.typing import NDArray
 from sec_grpo import _core
 
 Label = int | float | str | tuple["Label", ...]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Labels as K distinct ones in order, plain objects, and the (N,) number of each prompt's."""
+
+    arms: tuple[Label, ...]
+    codes: NDArray[np.int32]
+
 
 _DIGITS = re.compile("([0-9]+)")
 
@@ -141,6 +151,8 @@ def arms_and_codes(
     categories: Any, arms: Sequence[Any] | None
 ) -> tuple[tuple[Label, ...], NDArray[np.int32]]:
     """The arms in order and the (N,) int32 arm number of each prompt."""
+    if isinstance(categories, Coded):
+        return categories.arms, categories.codes
     items = _as_items(categories)
     if len(items) == 0:
         raise ValueError("categories must hold the label of at least one prompt, got none")

@@ -118,7 +118,7 @@ class Curriculum:
         found = read_categories(dataset, features, bins)
         if arms == "independent" and found.features:
             strategy = Factored(SEC() if strategy is None else strategy, found.features)
-        return cls(found.labels, strategy, seed, arms=found.arms)
+        return cls(found.coded, strategy, seed)
 
     def __repr__(self) -> str:
         return (

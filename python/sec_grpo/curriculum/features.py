@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sec_grpo.curriculum._labels import Label, _plain_label, arms_and_codes
+from sec_grpo.curriculum._labels import Coded, Label, _plain_label, arms_and_codes
 from sec_grpo.curriculum.columns import Column, Rows, function_name
 
 Feature = str | Callable[[Mapping[str, Any]], Any]
@@ -26,14 +26,18 @@ class Categories:
     """Every row's label, and the order of the labels.
 
     Attributes:
-        labels: N labels: values of one feature, or tuples with one value of each feature.
-        arms: K distinct labels in order: by the first feature, then the second, and so on.
+        coded: K distinct labels, values of one feature or tuples with one value of each feature, in
+            order by the first feature, then the second, and so on; and the number of each row's.
         features: the values of each feature in order; empty where labels are no tuples.
     """
 
-    labels: list[Label]
-    arms: list[Label]
+    coded: Coded
     features: tuple[tuple[Label, ...], ...]
+
+    @property
+    def labels(self) -> list[Label]:
+        """N labels."""
+        return list(map(self.coded.arms.__getitem__, self.coded.codes.tolist()))
 
 
 def read_categories(
@@ -55,7 +59,7 @@ def read_categories(
         orders.append(order)
         codes.append(code)
     if single:
-        arms: list[Label] = list(orders[0])
+        arms: tuple[Label, ...] = orders[0]
         cell = codes[0]
     else:
         cells, cell = _cells(codes, [len(order) for order in orders])
@@ -63,9 +67,9 @@ def read_categories(
             map(order.__getitem__, places.tolist())
             for order, places in zip(orders, cells, strict=True)
         ]
-        arms = list(zip(*columns, strict=True))
-    labels = list(map(arms.__getitem__, cell.tolist()))
-    return Categories(labels, arms, () if single else tuple(orders))
+        arms = tuple(zip(*columns, strict=True))
+    coded = Coded(arms, np.ascontiguousarray(cell, dtype=np.int32))
+    return Categories(coded, () if single else tuple(orders))
 
 
 def _features(features: Any) -> list[Feature]:

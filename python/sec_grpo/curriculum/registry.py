@@ -106,6 +106,11 @@ def _class_of(name: Any) -> type[Strategy]:
         _check_class(found, f"name {name!r}")
         return found
     strategy = _STRATEGIES.get(name.lower()) if isinstance(name, str) else None
+    if strategy is None and isinstance(name, str) and name.lower() in ("alp_gmm", "alpgmm"):
+        raise ValueError(
+            "alp_gmm chooses continuous knobs of a task generator, not arms: use "
+            "sec_grpo.curriculum.ALPGMM(low, high)"
+        )
     if strategy is None:
         raise ValueError(
             f"name must be one of {', '.join(_STRATEGIES)}, or 'package.module:Class'; got {name!r}"
