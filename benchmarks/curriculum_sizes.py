@@ -2,6 +2,7 @@
 
     python benchmarks/curriculum_sizes.py            # to 10M prompts: 4 minutes, 4 GiB
     python benchmarks/curriculum_sizes.py --full     # to 100M prompts and a million arms: 16 GiB
+    python benchmarks/curriculum_sizes.py --tables   # only its tables into docs/curriculum.md
 
 N prompts, K arms, B prompts a batch, G = 8 rollouts a prompt. Medians; our draw, our step and
 RandomSampler take turns. torch's RandomSampler shuffles before the first index of an epoch:
@@ -31,6 +32,7 @@ from sec_grpo import SEC, Curriculum
 from sec_grpo.curriculum import get_strategy, strategy_names
 
 RESULT = Path(__file__).parent / "results" / "curriculum.json"
+DOC = Path(__file__).parents[1] / "docs" / "curriculum.md"
 SIZES = [
     (30_000, 3),
     (30_000, 100),
@@ -57,6 +59,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ordered": {"steps": 10**9},
     "reverse": {"steps": 10**9},
     "e2h_gaussian": {"steps": 1000},
+    "pac": {"warmup": 1},
     "staged": {"stages": 10**6},
 }
 
@@ -64,10 +67,14 @@ NEEDED: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="to 100M prompts and 1M arms")
+    parser.add_argument("--tables", action="store_true", help="rewrite the tables of the docs")
     parser.add_argument("--memory", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
         print(json.dumps(memory(*arguments.memory)))
+        return
+    if arguments.tables:
+        write_tables(json.loads(RESULT.read_text()))
         return
     torch.set_num_threads(1)
     before = environment()
@@ -86,8 +93,21 @@ def main() -> None:
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.full:
+        write_tables(result)
     print(table(rows))
     print(strategy_table(strategies))
+
+
+def write_tables(result: dict[str, Any]) -> None:
+    """The tables into the documentation, between their marks."""
+    text = DOC.read_text()
+    made = {"sizes": table(result["rows"]), "strategies": strategy_table(result["strategies"])}
+    for name, lines in made.items():
+        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+        begin, end = (text.index(mark) for mark in marks)
+        text = f"{text[: begin + len(marks[0])]}\n{lines}\n{text[end:]}"
+    DOC.write_text(text)
 
 
 def categories(num_prompts: int, num_arms: int) -> np.ndarray:
