@@ -2,21 +2,27 @@
 
     python benchmarks/quickstart_seeds.py --seeds 0 1 2
 
-writes `benchmarks/results/quickstart.json`, which the README quotes.
+writes `benchmarks/results/quickstart.json` and the two pictures in `docs/`, which the README shows:
+accuracy over all seeds, and the allocation of the first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from environment import environment
 
+from sec_grpo.report import report
+
+DOCS = Path(__file__).parents[1] / "docs"
 RESULT = Path(__file__).parent / "results" / "quickstart.json"
 MEASURES = ("mean_trained", "mean_held_out")
 
@@ -27,6 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart_seeds"))
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # as the quick start does
     before = environment()
     summaries = [run(seed, arguments.steps, arguments.output_dir) for seed in arguments.seeds]
     result = {
@@ -50,7 +57,17 @@ def main() -> None:
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    show(arguments.output_dir, arguments.seeds)
     print(table(result["runs"]))
+
+
+def show(folder: Path, seeds: list[int]) -> None:
+    """The README's pictures of all runs."""
+    runs = [folder / f"seed{seed}" / name for name in ("random", "sec") for seed in seeds]
+    report(runs, folder / "report")
+    shutil.copyfile(folder / "report" / "accuracy.png", DOCS / "quickstart_accuracy.png")
+    first = folder / f"seed{seeds[0]}" / "report" / "allocation.png"
+    shutil.copyfile(first, DOCS / "quickstart_allocation.png")
 
 
 def run(seed: int, steps: int, folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ SEC, from the same weights, with the same budget and seed. 18 and 20 letters are
 
 from __future__ import annotations
 
+import os
 import random
 import string
 import time
@@ -40,11 +41,16 @@ def quickstart(
     console = Console()
     console.print("A tiny model learns to sort letters: dacb> abcd", style="bold")
     # Below the first line: importing takes seconds.
+    import torch
+
     from sec_grpo import SEC, Random
     from sec_grpo.cli.callbacks import quiet_libraries
     from sec_grpo.cli.report import show_report
 
     quiet_libraries()
+    if "OMP_NUM_THREADS" not in os.environ:
+        # A model this small gains little from a second thread, and waits for it on busy cores.
+        torch.set_num_threads(1)
     model, tokenizer = warm_start(output_dir / "warm_start", seed, console)
     runs = {"random": Random(), "sec": SEC(alpha=0.5, temperature=TEMPERATURE_OF_SEC)}
     for name, strategy in runs.items():
