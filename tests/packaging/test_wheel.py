@@ -33,6 +33,7 @@ def test_wheel_contents(built: Path) -> None:
         "sec_grpo/kernels/__init__.py",
         "sec_grpo/kernels/reference.py",
         "sec_grpo/kernels/policy_loss.py",
+        "sec_grpo/report/page.css",
         "sec_grpo/trainer/grpo_trainer.py",
     ):
         assert name in names
@@ -49,7 +50,12 @@ def test_source_archive_contents(built: Path) -> None:
         names = {name.partition("/")[2] for name in opened.getnames()}
     for name in ("CMakeLists.txt", "csrc/bindings.cpp", "LICENSE", "kernels/reference.py"):
         assert name in names
-    strays = [name for name in names if name.startswith((".venv", "build/", ".ci", "runs/"))]
+    # Who has the archive alone can read, build and test.
+    for name in ("README.md", "docs/README.md", "Makefile", "constraints.txt", "tests/conftest.py"):
+        assert name in names
+    assert any(name.startswith("benchmarks/results/") for name in names)  # the tests quote them
+    outside = (".venv", "build/", ".ci", ".github", "runs/")
+    strays = [name for name in names if name.startswith(outside)]
     assert not strays
 
 
