@@ -16,10 +16,10 @@ ALLOWED = {
     "curriculum": {"_core", "curriculum"},
     "tasks": {"tasks"},
     "report": {"report"},
-    "trainer": {"curriculum", "distributed", "errors", "ops", "report", "trainer", ""},
+    "trainer": {"curriculum", "distributed", "errors", "ops", "report", "rewards", "trainer", ""},
     "simulation": {"curriculum", "report", "simulation"},
     "evaluation": {"curriculum", "errors", "evaluation", "report", "tasks", "trainer"},
-    "rewards": {"errors", "rewards", "tasks", "trainer"},
+    "rewards": {"errors", "rewards", "tasks"},
     "integrations": {
         "curriculum",
         "distributed",

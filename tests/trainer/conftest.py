@@ -149,7 +149,8 @@ def expected_gradient(model, old_model, ref_model, generation, micro_batches, ar
             ratio = torch.exp(logprobs - old)
             clipped = ratio.clamp(1 - args.epsilon, 1 + (args.epsilon_high or args.epsilon))
             tokens = -torch.minimum(ratio * advantages[i], clipped * advantages[i])
-            tokens = tokens + args.beta * (torch.exp(ref - logprobs) - (ref - logprobs) - 1)
+            kl = torch.exp(ref - logprobs) - (ref - logprobs) - 1
+            tokens = tokens + args.beta * (kl * ratio if args.use_bias_correction_kl else kl)
             denominator = {
                 "dapo": step_tokens,
                 "grpo": len(completions[i]) * len(rows),

@@ -103,6 +103,7 @@ def test_gradient_is_that_of_the_union(results, oracle):
         epsilon=0.2,
         epsilon_high=None,
         beta=0.0,
+        use_bias_correction_kl=True,
         loss_type="dapo",
     )
     tokenizer = character_tokenizer("abcdefgh")

@@ -166,3 +166,47 @@ def test_second_run_puts_the_first_log_aside(make_trainer, tmp_path):
     trainer.train()
     assert (run / "metrics.2.jsonl").is_file()
     assert read_run(run / "metrics.2.jsonl").steps.tolist() == [1, 2]
+
+
+def test_several_data_sets(make_trainer, tmp_path):
+    trainer = make_trainer(
+        eval_dataset={"near": EVAL_ROWS[:3], "far": EVAL_ROWS[3:]},
+        eval_reward_funcs=row_reward,
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    whole = make_trainer(output_dir=str(tmp_path / "b"), eval_reward_funcs=row_reward).evaluate
+    for name, rows in (("near", EVAL_ROWS[:3]), ("far", EVAL_ROWS[3:])):
+        alone = whole(rows)
+        assert metrics[f"eval_{name}_reward"] == alone["eval_reward"]
+        for key in alone:
+            if "/" in key:
+                assert metrics[key.replace("eval_", f"eval_{name}_")] == alone[key]
+    assert "eval_reward" not in metrics
+    log = read_run(tmp_path / "run")
+    assert {label.split("/")[0] for label in log.evals[0].accuracy} == {"near", "far"}
+    assert sum(log.evals[0].num_prompts.values()) == len(EVAL_ROWS)
+
+
+def test_several_completions_a_row(make_trainer):
+    seen = []
+
+    def reward(completions, row, **columns):
+        seen.extend(zip(row, completions, strict=True))
+        return [float(len(seen) % 2) + r for r in row]
+
+    rows = [{"prompt": "abc"[: i + 1], "difficulty": 0, "row": i} for i in range(3)]
+    trainer = make_trainer(
+        eval_dataset=rows,
+        eval_reward_funcs=reward,
+        eval_temperature=1.0,
+        num_generations_eval=4,
+        per_device_eval_batch_size=2,
+    )
+    assert trainer.evaluate()["eval_reward"] == pytest.approx(sum(range(3)) / 3 + 0.0)
+    assert [row for row, _ in seen] == [0] * 4 + [1] * 4 + [2] * 4
+    assert len({text for _, text in seen}) > 3
+    with pytest.raises(ValueError, match="eval_temperature must be above 0 with num_generations_"):
+        make_trainer(num_generations_eval=4)

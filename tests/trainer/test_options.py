@@ -94,7 +94,7 @@ def test_losses_with_options_of_their_own(make_trainer, read_events, tmp_path, l
     "options",
     [
         {"loss_type": "vespo", "vespo_lambda_pos": 1.0, "vespo_lambda_neg": 1.0},
-        {"beta": 0.1, "use_bias_correction_kl": True},
+        {"beta": 0.1, "use_bias_correction_kl": False},
         {"off_policy_mask_threshold": 0.001},
         {"top_entropy_quantile": 0.3},
     ],

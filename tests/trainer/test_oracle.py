@@ -131,9 +131,15 @@ def test_several_updates_of_a_generation(run_against_oracle, read_events, loss_t
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_kl_term(run_against_oracle, read_events, oracle, loss_type):
+@pytest.mark.parametrize("corrected", [True, False])
+def test_kl_term(run_against_oracle, read_events, oracle, loss_type, corrected):
     trainer, recorder = run_against_oracle(
-        loss_type=loss_type, beta=0.5, max_steps=3, learning_rate=2e-2, temperature=0.7
+        loss_type=loss_type,
+        beta=0.5,
+        use_bias_correction_kl=corrected,
+        max_steps=3,
+        learning_rate=2e-2,
+        temperature=0.7,
     )
     kl = [event["kl"] for event in read_events(trainer.args.output_dir, "step")]
     assert kl[0] == pytest.approx(0.0, abs=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -97,8 +98,26 @@ def test_long_prompts_only_are_tokenized_before_training(make_trainer, monkeypat
     seen = []
     tokenize = encoding.tokenize_prompt
     monkeypatch.setattr(
-        encoding, "tokenize_prompt", lambda prompt, t: seen.append(prompt) or tokenize(prompt, t)
+        encoding, "tokenize_prompt", lambda prompt, *a: seen.append(prompt) or tokenize(prompt, *a)
     )
     data = [{"prompt": "a" * n, "difficulty": 0} for n in (5, 58, 29, 30, 1)]
     make_trainer(train_dataset=data)  # 64 positions, 6 of them for the completion
     assert [len(prompt) for prompt in seen] == [5, 58, 30]
+
+
+def test_chat_template_arguments(tokenizer, make_trainer):
+    template = "{{ 'b' if thinking else 'c' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    chat = [{"role": "user", "content": "aa"}]
+    assert tokenize_prompt(chat, tokenizer) == [5, 3, 3]
+    assert tokenize_prompt(chat, tokenizer, {"thinking": True}) == [4, 3, 3]
+    trainer = make_trainer(
+        processing_class=tokenizer,
+        train_dataset=[{"prompt": chat, "difficulty": 0}] * 4,
+        chat_template_kwargs='{"thinking": true}',
+        reward_funcs=lambda completions, **_: [float(i) for i in range(len(completions))],
+        max_steps=1,
+    )
+    trainer.train()
+    assert trainer._rollouts.prompt_ids[0] == [4, 3, 3]

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 from sec_grpo.errors import RewardError
 from sec_grpo.tiny import character_tokenizer
@@ -303,13 +304,51 @@ def test_an_error_says_where_and_on_what():
         RewardFunctions(lambda **_: [0.0, float("nan")], None)(**CALL)
 
 
-def test_models_and_names_are_refused_with_the_way_out():
-    with pytest.raises(ValueError, match=r"got Linear; for a reward model pass .*RewardModel"):
+def test_what_is_no_reward_is_refused():
+    with pytest.raises(ValueError, match="sequence classifiers of transformers .* got Linear"):
         RewardFunctions([torch.nn.Linear(1, 1)], None)
-    with pytest.raises(ValueError, match=r"got 'countdown'; .*reward_from\(name\)"):
-        RewardFunctions("countdown", None)
     with pytest.raises(ValueError, match="must be functions .* got 3"):
         RewardFunctions([3], None)
+    with pytest.raises(ValueError, match=r"'/no/model' cannot be loaded .*reward_from\(name\)"):
+        RewardFunctions("/no/model", None)
+
+
+def test_reward_models_and_their_names(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=16,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.5,
+    )
+    model = Qwen2ForSequenceClassification(config)
+    folder = str(tmp_path / "judge")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    arguments = {**CALL, "prompts": ["ab", "c"], "completions": ["de", "f"]}
+
+    def constant(completions, **columns):
+        return [1.0] * len(completions)
+
+    by_name = RewardFunctions([folder, constant], [1.0, 2.0])
+    given = RewardFunctions([model, constant], [1.0, 2.0], [tokenizer, None])
+    total, each = given(**arguments)
+    assert by_name.names == ["judge", "constant"]
+    with torch.no_grad():
+        expected = [
+            float(model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, 0])
+            for text in ("abde", "cf")
+        ]
+    assert each[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert total.tolist() == pytest.approx([e + 2.0 for e in expected], abs=1e-5)
+    assert by_name(**arguments)[1].tolist() == each.tolist()
+    with pytest.raises(ValueError, match="one tokenizer for each of the 2 reward_funcs"):
+        RewardFunctions([model, constant], None, [tokenizer])
 
 
 def test_log_extra_of_trl_is_accepted():

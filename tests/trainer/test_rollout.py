@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
-from sec_grpo.trainer.rollout import derive_seed, sample_completions
+from sec_grpo.trainer.rollout import (
+    Sampler,
+    derive_seed,
+    sample_by_continuous_batching,
+    sample_completions,
+)
 
 PROMPTS = [[3, 4], [5], [6, 7, 8, 9, 10], [3, 4, 5]]
 
@@ -156,3 +169,165 @@ def test_derived_seeds_differ():
     assert len(seeds) == 2 * 3 * 50 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "rollout", 0, 0) == derive_seed(0, "rollout", 0, 0)
+
+
+# ---- Prompts that stand there several times ---------------------------------------------------
+
+
+def sliding():
+    torch.manual_seed(0)
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=16,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            sliding_window=4,
+            max_position_embeddings=64,
+            initializer_range=0.4,
+            attn_implementation="eager",
+        )
+    )
+
+
+class Reads:
+    """The rows of every forward with more than one new token."""
+
+    def __init__(self, model):
+        self.rows = []
+        model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module, args, kwargs):
+        if "input_ids" in kwargs and kwargs["input_ids"].shape[1] > 1:
+            self.rows.append(kwargs["input_ids"].shape[0])
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2", "gemma2"])
+def test_a_groups_prompt_is_read_once(make_model, kind):
+    model = {"qwen2": lambda: make_model(num_hidden_layers=2), "gpt2": gpt2, "gemma2": sliding}[
+        kind
+    ]()
+    grouped = [prompt for prompt in PROMPTS for _ in range(3)]
+    expected = [manual_greedy(model, prompt, 8) for prompt in grouped]
+    reads = Reads(model)
+    assert sample_completions(model, grouped, greedy(), seed=0) == expected
+    assert reads.rows == [4]
+    reads.rows.clear()
+    # A chunk may begin inside a group; the first holds prompts with a prefix of one token only.
+    assert sample_completions(model, grouped, greedy(), seed=0, batch_size=5) == expected
+    assert reads.rows == [3, 1]
+    reads.rows.clear()
+    assert sample_completions(model, PROMPTS, greedy(), seed=0) == expected[::3]
+    assert reads.rows == [4]  # by generate itself
+    # Prompts of one token have no prefix; a cache of another kind is left alone.
+    ones = [[5]] * 4
+    assert sample_completions(model, ones, greedy(), seed=0) == [manual_greedy(model, [5], 8)] * 4
+
+
+def test_shared_prompts_are_sampled_apart(make_model):
+    model = make_model()
+    ids = sample_completions(model, [[4, 9, 5]] * 400, sampling(max_new_tokens=2), seed=0)
+    with torch.no_grad():
+        expected = model.eval()(torch.tensor([[4, 9, 5]])).logits[0, -1].softmax(-1)
+    first = torch.bincount(torch.tensor(ids)[:, 0], minlength=len(expected)) / 400
+    # Fails by chance less than once in 10^6.
+    assert ((first - expected).abs() < 6 * (expected * (1 - expected) / 400).sqrt() + 3e-3).all()
+
+
+@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {}])
+def test_other_caches(make_model, options):
+    model = make_model()
+    config = greedy(**options)
+    grouped = [[4, 9, 5]] * 3
+    assert (
+        sample_completions(model, grouped, config, seed=0)
+        == [manual_greedy(model, [4, 9, 5], 8)] * 3
+    )
+
+
+# ---- Stop strings -----------------------------------------------------------------------------
+
+
+def test_stop_strings(make_model, tokenizer):
+    model = make_model()
+    free = sample_completions(model, PROMPTS * 8, sampling(), seed=6)
+    stops = ["ab", "g"]
+    config = sampling(stop_strings=stops)
+    stopped = sample_completions(model, PROMPTS * 8, config, seed=6, tokenizer=tokenizer)
+    sampler = Sampler(config, tokenizer, batch_size=None)
+    ended = 0
+    for ids, whole in zip(stopped, free, strict=True):
+        text, shorter = tokenizer.decode(ids), tokenizer.decode(ids[:-1])
+        assert not any(stop in shorter for stop in stops)
+        if any(stop in text for stop in stops):
+            ended += 1
+            assert sampler.is_finished(ids)
+        else:
+            assert len(ids) == len(whole) == 8
+            assert not sampler.is_finished(ids)
+    assert 4 < ended < 32
+
+
+def test_stop_strings_in_training(make_trainer, tokenizer, read_events):
+    trainer = make_trainer(
+        generation_kwargs={"stop_strings": ["a", "b", "c"]},
+        mask_truncated_completions=True,
+        per_device_train_batch_size=32,
+        max_steps=1,
+    )
+    trainer.train()
+    rollouts = trainer._rollouts
+    texts = [tokenizer.decode(ids) for ids in rollouts.completion_ids]
+    found = [any(c in "abc" for c in text) or text.endswith("<eos>") for text in texts]
+    assert rollouts.in_loss.tolist() == found
+    assert 0 < sum(found) < 32
+    event = read_events(trainer.args.output_dir, "step")[0]
+    assert event["completions/clipped_ratio"] == pytest.approx(1 - sum(found) / 32)
+
+
+# ---- Continuous batching ----------------------------------------------------------------------
+
+
+def test_continuous_batching_samples_the_same_policy(make_model):
+    """Greedy: token by token what generate finds, in the order of the prompts."""
+    model = make_model(num_hidden_layers=2)
+    model.train()
+    config = greedy(eos_token_id=1)
+    grouped = [prompt for prompt in PROMPTS for _ in range(2)]
+    expected = sample_completions(model, grouped, config, seed=0)
+    got = sample_by_continuous_batching(model, grouped, config, seed=0, options={})
+    assert got == expected
+    assert model.training
+    assert len({tuple(ids) for ids in got}) > 1
+
+
+def test_continuous_batching_in_training(make_trainer, tmp_path):
+    trainer = make_trainer(
+        use_transformers_continuous_batching=True,
+        transformers_continuous_batching_config={"page_size": 32},
+        eval_dataset=[{"prompt": "abc", "difficulty": 0}],
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.evaluate()["eval_reward"] >= 0
+    with pytest.raises(ValueError, match="continuous_batching must be False with stop_strings"):
+        make_trainer(
+            use_transformers_continuous_batching=True, generation_kwargs={"stop_strings": ["a"]}
+        )
+
+
+def test_a_failed_request_is_an_error(make_model, monkeypatch):
+    model = make_model()
+    answer = SimpleNamespace(error="out of blocks", generated_tokens=[])
+    monkeypatch.setattr(type(model), "generate_batch", lambda *a, **k: {"r": answer})
+    with pytest.raises(RuntimeError, match=r"answered 0 of 1 prompts: out of blocks; set use_"):
+        sample_by_continuous_batching(model, [[3, 4]], greedy(), seed=0, options={})
+
+
+@pytest.mark.parametrize("name", ["num_return_sequences", "max_time"])
+def test_generation_kwargs_that_change_the_shape(make_trainer, name):
+    with pytest.raises(ValueError, match=f"generation_kwargs must not hold {name}"):
+        make_trainer(generation_kwargs={name: 2})

@@ -23,6 +23,7 @@ from sec_grpo.trainer.batch import (
     plan_padded,
     to_device,
 )
+from sec_grpo.trainer.entropy import EntropyBonus
 from sec_grpo.trainer.layout import Layout, find_layout
 from sec_grpo.trainer.metrics import MetricStore
 from sec_grpo.trainer.policy import fused_logprobs, whole_logprobs
@@ -110,8 +111,9 @@ def make_update():
             "per_device_train_batch_size": 4,
             "num_generations": 2,
         }
+        config = GRPOConfig(**{**config, **options})
         return PolicyUpdate(
-            args=GRPOConfig(**{**config, **options}),
+            args=config,
             accelerator=SimpleNamespace(
                 unwrap_model=lambda model: model, autocast=contextlib.nullcontext
             ),
@@ -125,6 +127,7 @@ def make_update():
             layout=layout,
             sharded=sharded,
             has_dropout=False,
+            entropy_bonus=EntropyBonus(config),
         )
 
     return make

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from sec_grpo.trainer.config_checks import LOSS_TYPES, check_choice, check_ranges
 from sec_grpo.trainer.estimators import DEFAULT_SCALES
+from sec_grpo.trainer.trl_names import accepts_trl_arguments
 
 
 @dataclass
@@ -41,6 +43,19 @@ class GRPOConfig(TrainingArguments):
     )
     save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every X steps."})
 
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute in bfloat16, keep the weights as they are. Default: where a GPU can."
+        },
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute activations again in the backward. Default: on a GPU. (transformers "
+            "5.20 calls it activation_checkpointing.)"
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide NaN and infinite losses in the log."}
     )
@@ -49,11 +64,19 @@ class GRPOConfig(TrainingArguments):
         metadata={"help": "Arguments of from_pretrained when the model is given by name."},
     )
 
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run code that comes with the model or tokenizer when they are loaded."},
+    )
+    disable_dropout: bool = field(
+        default=False, metadata={"help": "Set every dropout of the model to 0."}
+    )
+
     num_generations: int = field(
         default=8, metadata={"help": "Completions per prompt (G); at least 2."}
     )
     max_completion_length: int = field(
-        default=256, metadata={"help": "Most new tokens of a completion."}
+        default=512, metadata={"help": "Most new tokens of a completion."}
     )
     steps_per_generation: int | None = field(
         default=None,
@@ -77,6 +100,13 @@ class GRPOConfig(TrainingArguments):
         metadata={
             "help": "Most completions generated together on one device; lower it when the "
             "key-value cache runs out of memory. Default: all."
+        },
+    )
+    ds3_gather_for_generation: bool = field(
+        default=True,
+        metadata={
+            "help": "FSDP and ZeRO-3: gather all parameters for sampling, which is faster; False "
+            "gathers a layer at a time, for models that one device cannot hold."
         },
     )
     dynamic_sampling_refills: int = field(
@@ -118,6 +148,23 @@ class GRPOConfig(TrainingArguments):
         default=None, metadata={"help": "More arguments of transformers.GenerationConfig."}
     )
 
+    cache_implementation: str | None = field(
+        default=None, metadata={"help": "The kind of cache that generate uses, such as static."}
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "More arguments of the tokenizer's chat template."}
+    )
+    use_transformers_continuous_batching: bool = field(
+        default=False,
+        metadata={
+            "help": "Sample with transformers' continuous batching instead of generate. Runs are "
+            "then not repeated bit for bit."
+        },
+    )
+    transformers_continuous_batching_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of transformers.ContinuousBatchingConfig."}
+    )
+
     beta: float = field(
         default=0.0, metadata={"help": "KL coefficient; above 0 a reference model is loaded."}
     )
@@ -154,7 +201,35 @@ class GRPOConfig(TrainingArguments):
         default=2.0, metadata={"help": "VESPO: decay of the weight elsewhere."}
     )
     use_bias_correction_kl: bool = field(
-        default=False, metadata={"help": "Multiply the KL estimate by the ratio (DeepSeek-V3.2)."}
+        default=True, metadata={"help": "Multiply the KL estimate by the ratio (DeepSeek-V3.2)."}
+    )
+    sync_ref_model: bool = field(
+        default=False,
+        metadata={"help": "Move the reference model towards the policy in training (TR-DPO)."},
+    )
+    ref_model_mixup_alpha: float = field(
+        default=0.6, metadata={"help": "How far: ref <- alpha policy + (1 - alpha) ref."}
+    )
+    ref_model_sync_steps: int = field(
+        default=512, metadata={"help": "How often, in optimizer steps."}
+    )
+    entropy_coef: float = field(
+        default=0.0, metadata={"help": "Weight of the mean entropy per token, a bonus in the loss."}
+    )
+    use_adaptive_entropy: bool = field(
+        default=False,
+        metadata={
+            "help": "Raise entropy_coef by entropy_coef_delta after a step whose entropy is at "
+            "most entropy_target, else lower it; it applies only after such steps (Skywork-OR1)."
+        },
+    )
+    entropy_coef_min: float = field(default=0.0, metadata={"help": "Its least value."})
+    entropy_coef_max: float = field(default=1.0, metadata={"help": "Its largest."})
+    entropy_coef_delta: float = field(
+        default=0.005, metadata={"help": "Change of the adaptive entropy_coef a step."}
+    )
+    entropy_target: float = field(
+        default=0.2, metadata={"help": "Target of the adaptive entropy, nats per token."}
     )
     off_policy_mask_threshold: float | None = field(
         default=None,
@@ -269,11 +344,23 @@ class GRPOConfig(TrainingArguments):
         check_choice("advantage_estimator", self.advantage_estimator, tuple(DEFAULT_SCALES))
         self.scale_rewards = self._scale()
         check_ranges(self)
+        self._follow_the_device()
         # The data loader is only a clock: setting it forward costs nothing and keeps the epoch.
         self.ignore_data_skip = False
         self.remove_unused_columns = False
         super().__post_init__()
         self._resolve_batches()
+
+    def _follow_the_device(self) -> None:
+        """bf16 and activation checkpointing where nothing is said: as TRL, but on GPUs only."""
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        if self.bf16 is None:
+            self.bf16 = on_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
+        # transformers 5.20 has a new name, and the old one as an alias that warns.
+        names = ["activation_checkpointing", "gradient_checkpointing"]
+        present = [name for name in names if hasattr(self, name)]
+        if all(getattr(self, name) is None for name in present):
+            setattr(self, present[0], on_gpu)
 
     def _scale(self) -> str:
         """`scale_rewards` by name: TRL also takes True and False, for group and none."""
@@ -337,6 +424,9 @@ class GRPOConfig(TrainingArguments):
 # TrainingArguments turns the string form of every such field into a dict.
 GRPOConfig._VALID_DICT_FIELDS = [
     *TrainingArguments._VALID_DICT_FIELDS,
+    "chat_template_kwargs",
     "generation_kwargs",
     "model_init_kwargs",
+    "transformers_continuous_batching_config",
 ]
+GRPOConfig.__init__ = accepts_trl_arguments(GRPOConfig.__init__)  # type: ignore[method-assign]

@@ -25,6 +25,8 @@ def check_ranges(config: GRPOConfig) -> None:
     _check_batches(config)
     _check_sampling(config)
     _check_loss(config)
+    _check_entropy(config)
+    _check_reference(config)
     _check_estimator(config)
     shown = config.num_completions_to_print
     if shown is not None and shown < 0:
@@ -130,6 +132,32 @@ def _check_loss(config: GRPOConfig) -> None:
             raise ValueError(
                 f"delta must be at least 1 + epsilon_high ({1 + high:g}), got {config.delta}"
             )
+
+
+def _check_entropy(config: GRPOConfig) -> None:
+    names = ("entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta")
+    for name in (*names, "entropy_target"):
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be 0 or above, got {value}")
+    if config.entropy_coef_min > config.entropy_coef_max:
+        raise ValueError(
+            f"entropy_coef_min must be at most entropy_coef_max ({config.entropy_coef_max}), got "
+            f"{config.entropy_coef_min}"
+        )
+
+
+def _check_reference(config: GRPOConfig) -> None:
+    if config.sync_ref_model and config.beta == 0:
+        raise ValueError("sync_ref_model must be False with beta=0, where there is no reference")
+    if not 0 <= config.ref_model_mixup_alpha <= 1:
+        raise ValueError(
+            f"ref_model_mixup_alpha must be in [0, 1], got {config.ref_model_mixup_alpha}"
+        )
+    if config.ref_model_sync_steps < 1:
+        raise ValueError(
+            f"ref_model_sync_steps must be at least 1, got {config.ref_model_sync_steps}"
+        )
 
 
 def _check_estimator(config: GRPOConfig) -> None:

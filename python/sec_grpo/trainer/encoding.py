@@ -18,6 +18,7 @@ class Encoder:
     Args:
         max_positions: the longest sequence the model takes; None if it does not say.
         max_completion_length: of these, how many are for the completion.
+        template_kwargs: more arguments of the chat template.
     """
 
     def __init__(
@@ -26,10 +27,12 @@ class Encoder:
         *,
         max_positions: int | None,
         max_completion_length: int,
+        template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._max_positions = max_positions
         self._max_completion_length = max_completion_length
+        self._template_kwargs = template_kwargs
 
     def check(self, prompts: PromptDataset) -> None:
         """Tokenize the first prompt and those that may not fit the model's positions.
@@ -53,9 +56,12 @@ class Encoder:
         where = [int(index) for index in indices]
         for index, row in zip(where, rows, strict=True):
             if index not in cache:
-                cache[index] = tokenize_prompt(row["prompt"], self._tokenizer)
+                cache[index] = self._tokenize(row["prompt"])
                 self._check_length(index, len(cache[index]))
         return [cache[index] for index in where]
+
+    def _tokenize(self, prompt: Any) -> list[int]:
+        return tokenize_prompt(prompt, self._tokenizer, self._template_kwargs)
 
     def decode(self, rows: list[dict[str, Any]], completion_ids: list[list[int]]) -> list[Any]:
         """Completions as reward functions get them: text, or a message where the prompt is chat."""

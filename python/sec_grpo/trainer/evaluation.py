@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sec_grpo.distributed import Processes
 from sec_grpo.errors import RewardError
 from sec_grpo.trainer.encoding import Encoder
-from sec_grpo.trainer.prompts import PromptDataset
+from sec_grpo.trainer.prompts import Category, PromptDataset
 from sec_grpo.trainer.rewards import RewardFunctions
 from sec_grpo.trainer.rollout import Sampler, derive_seed
 from sec_grpo.trainer.scoring import everywhere, score
@@ -128,6 +128,19 @@ class Evaluator:
         return scores.reshape(-1, self._num_generations).mean(axis=1)
 
 
+def evaluation_prompts(dataset: Any, category: Category) -> dict[str, PromptDataset]:
+    """The data sets to evaluate by name; a single one has the name "", and None is none."""
+    if dataset is None:
+        return {}
+    named = dataset if isinstance(dataset, Mapping) else {"": dataset}
+    return {
+        str(name): PromptDataset(
+            rows, category, argument=f"eval_dataset[{name!r}]" if name else "eval_dataset"
+        )
+        for name, rows in named.items()
+    }
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """Mean rewards of an evaluation by category label, trained ones in the curriculum's order."""
@@ -160,3 +173,18 @@ def by_category(
         counts={str(label): len(found[label]) for label in labels},
         held_out=[str(label) for label in held_out],
     )
+
+
+def joined(
+    results: dict[str, EvaluationResult],
+) -> tuple[dict[str, float], dict[str, int], list[str]]:
+    """Rewards, counts and held-out labels of all results; a data set's name precedes its labels."""
+    rewards: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    held_out: list[str] = []
+    for name, result in results.items():
+        prefix = f"{name}/" if name else ""
+        rewards |= {prefix + label: reward for label, reward in result.by_category.items()}
+        counts |= {prefix + label: count for label, count in result.counts.items()}
+        held_out += [prefix + label for label in result.held_out]
+    return rewards, counts, held_out

@@ -34,7 +34,7 @@ from transformers.utils import logging
 from sec_grpo.curriculum import Curriculum, Strategy
 from sec_grpo.distributed import DistributedCurriculum
 from sec_grpo.errors import CheckpointError, RewardError
-from sec_grpo.trainer.batch import Rollouts, to_device
+from sec_grpo.trainer.batch import Rollouts
 from sec_grpo.trainer.collect import RolloutCollector
 from sec_grpo.trainer.completions import CompletionLog
 from sec_grpo.trainer.config import GRPOConfig
@@ -45,18 +45,23 @@ from sec_grpo.trainer.critic import (
     without_value_head,
 )
 from sec_grpo.trainer.encoding import Encoder
-from sec_grpo.trainer.evaluation import Evaluator, by_category
+from sec_grpo.trainer.entropy import EntropyBonus
+from sec_grpo.trainer.evaluation import Evaluator, by_category, evaluation_prompts, joined
 from sec_grpo.trainer.layout import find_layout
 from sec_grpo.trainer.metrics import MetricStore
+from sec_grpo.trainer.packed import PackedTrainer
 from sec_grpo.trainer.policy import base_model, check_lm_head
 from sec_grpo.trainer.prompts import Category, PromptDataset
+from sec_grpo.trainer.reference import reference_model, reference_sync
 from sec_grpo.trainer.resumable import ResumableTrainer
 from sec_grpo.trainer.rewards import RewardFunc, RewardFunctions
 from sec_grpo.trainer.rollout import Sampler
 from sec_grpo.trainer.run_log import RunRecorder
 from sec_grpo.trainer.scoring import check_reward_funcs
 from sec_grpo.trainer.setup import (
+    as_dict,
     check_arguments,
+    disable_dropout,
     has_dropout,
     load_model,
     load_tokenizer,
@@ -65,7 +70,7 @@ from sec_grpo.trainer.setup import (
     make_generation_config,
     max_positions,
     parameter_digest,
-    reference_model,
+    refuse_arguments,
     refuse_unsupported_model,
     warn_of_estimator,
 )
@@ -75,28 +80,34 @@ from sec_grpo.trainer.update import Pack, PolicyUpdate
 logger = logging.get_logger(__name__)
 
 
-class GRPOTrainer(ResumableTrainer):
+class GRPOTrainer(ResumableTrainer, PackedTrainer):
     """Train a causal language model with GRPO (arXiv 2402.03300) on prompts a curriculum chooses.
 
     Args:
         model: a transformers causal language model (PEFT-wrapped or not), or what
             `AutoModelForCausalLM.from_pretrained` accepts.
         reward_funcs: one function or several in TRL's signature, `f(prompts, completions,
-            completion_ids, <columns>, trainer_state, log_metric) -> list of B floats`.
+            completion_ids, <columns>, trainer_state, log_metric) -> list of B floats`; a sequence
+            classifier with one label, or its name, is a reward model.
         args: the run's configuration.
         train_dataset: rows with a `prompt` column (a string or chat messages); every other column
             is handed to the reward functions.
         eval_dataset: rows of the same form; `evaluate` reports the mean evaluation reward per
             category, which may include categories that are not trained on (held out).
+            Several as a dict are evaluated one by one.
         processing_class: the tokenizer; default: the one saved beside the model.
+        reward_processing_classes: tokenizers of reward models; default: those saved beside them.
+        callbacks, optimizers: as in `transformers.Trainer`.
+        quantization_config: for a model given by name.
+        peft_config: a `peft.PeftConfig` to wrap the model with.
         curriculum: a strategy (`SEC(temperature=0.2)`), its name (`"sec"`), a dict with `name` and
             its parameters, or a `Curriculum` over the rows of train_dataset. None draws every
             prompt equally often.
         category: the column whose value is the row's curriculum arm, several columns, a function
             of the row, or None for a single arm.
         eval_reward_funcs: reward functions of evaluation; default: reward_funcs.
-        peft_config: a `peft.PeftConfig` to wrap the model with.
-        callbacks, optimizers: as in `transformers.Trainer`.
+
+    The order of the first arguments is TRL's.
 
     Raises:
         ValueError: the data set, the category, the strategy, the reward functions or the model do
@@ -111,28 +122,37 @@ class GRPOTrainer(ResumableTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        *,
         curriculum: Curriculum | Strategy | str | dict[str, Any] | None = None,
         category: Category = "difficulty",
         eval_reward_funcs: RewardFunc | Sequence[RewardFunc] | None = None,
-        peft_config: Any = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
+        **absent: Any,
     ) -> None:
+        refuse_arguments(absent)
         args = check_arguments(args)
         self._category = category
         self._prompts = PromptDataset(train_dataset, category)
-        self._eval_prompts: PromptDataset | None = None
-        if eval_dataset is not None:
-            self._eval_prompts = PromptDataset(eval_dataset, category, argument="eval_dataset")
-        self._rewards = self._eval_rewards = RewardFunctions(reward_funcs, args.reward_weights)
+        self._eval_prompts = evaluation_prompts(eval_dataset, category)
+        self._rewards = self._eval_rewards = RewardFunctions(
+            reward_funcs, args.reward_weights, reward_processing_classes
+        )
         if eval_reward_funcs is not None:
             self._eval_rewards = RewardFunctions(eval_reward_funcs, None)
         self.generation_seed = args.seed if args.generation_seed is None else args.generation_seed
         self.curriculum = make_curriculum(curriculum, self._prompts, args, self.generation_seed)
         warn_of_estimator(self.curriculum.strategy, args)
         self._prompts.require_column(args.baseline_column, "baseline_column")
-        processing_class = load_tokenizer(model, processing_class)
-        model = load_model(model, args, peft_config)
+        processing_class = load_tokenizer(
+            model, processing_class, trust_remote_code=args.trust_remote_code
+        )
+        model = load_model(model, args, peft_config, quantization_config)
+        if args.disable_dropout:
+            disable_dropout(model)
         self._reference = reference_model(model, args.beta)
         if args.advantage_estimator == "ppo":
             add_value_head(model, base_model(model).config.get_text_config().hidden_size)
@@ -162,6 +182,8 @@ class GRPOTrainer(ResumableTrainer):
         refuse_unsupported_model(self.model, sharded=sharded)
         if self._reference is not None:
             self._reference.to(args.device)
+        if args.sync_ref_model:
+            self.add_callback(reference_sync(self.model, self._reference, args))
         with self.accelerator.autocast():
             if args.fused_lm_head:
                 check_lm_head(self.model, torch.tensor([[0, 1]], device=args.device))
@@ -178,6 +200,7 @@ class GRPOTrainer(ResumableTrainer):
                 report_to=args.report_to,
             )
         generation_config = make_generation_config(self.model, tokenizer, args)
+        self._entropy_bonus = EntropyBonus(args)
         self._update = PolicyUpdate(
             args=args,
             accelerator=self.accelerator,
@@ -187,6 +210,7 @@ class GRPOTrainer(ResumableTrainer):
             layout=layout,
             sharded=sharded,
             has_dropout=has_dropout(self.model),
+            entropy_bonus=self._entropy_bonus,
         )
         self._prepare_rollouts(tokenizer, generation_config, sharded)
         self._recorder = RunRecorder(
@@ -205,11 +229,19 @@ class GRPOTrainer(ResumableTrainer):
             tokenizer,
             max_positions=max_positions(self.model),
             max_completion_length=args.max_completion_length,
+            template_kwargs=as_dict(args.chat_template_kwargs),
         )
-        for rows in (self._prompts, self._eval_prompts):
-            if rows is not None:
-                self._encoder.check(rows)
-        sampler = Sampler(generation_config, batch_size=args.rollout_batch_size)
+        for rows in (self._prompts, *self._eval_prompts.values()):
+            self._encoder.check(rows)
+        continuous = as_dict(args.transformers_continuous_batching_config)
+        sampler = Sampler(
+            generation_config,
+            tokenizer,
+            batch_size=args.rollout_batch_size,
+            continuous_batching=continuous if args.use_transformers_continuous_batching else None,
+            # Weights are cast once for a whole generation, and not once a token.
+            context=lambda model: self.accelerator.autocast(),
+        )
         self._estimator = make_estimator(args, len(self._rewards.names))
         self._collector = RolloutCollector(
             args=args,
@@ -258,11 +290,11 @@ class GRPOTrainer(ResumableTrainer):
     def check_before_training(self) -> None:
         """Call the reward functions once on empty completions."""
         if self.args.check_reward_funcs:
-            pairs = [(self._prompts, self._rewards), (self._eval_prompts, self._eval_rewards)]
+            pairs = [(self._prompts, self._rewards)]
+            pairs += [(rows, self._eval_rewards) for rows in self._eval_prompts.values()]
             for rows, funcs in pairs:
-                if rows is not None:
-                    count = self.args.num_generations
-                    check_reward_funcs(rows, funcs, self._encoder, self.state, count)
+                count = self.args.num_generations
+                check_reward_funcs(rows, funcs, self._encoder, self.state, count)
 
     def before_training(self, path: Path | None, step: int) -> None:
         """Open the run's logs."""
@@ -282,11 +314,7 @@ class GRPOTrainer(ResumableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[list[Pack]], int]:
-        """The packs of the next optimizer step, generating when the last rollouts are used up.
-
-        As many lists of packs as there are micro-batches, so that Trainer counts them; the last
-        holds them all, because gradients are to be reduced with the last pack alone.
-        """
+        """The packs of the next optimizer step, generating when the last rollouts are used up."""
         for _ in range(num_batches):
             next(epoch_iterator, None)
         self._timer.start_step()
@@ -299,22 +327,11 @@ class GRPOTrainer(ResumableTrainer):
         # Counter-based, so that dropout too is the same after a resume.
         torch.manual_seed(self._collector.derive_seed("update", self.state.global_step))
         self._timer.start_update()
-        return [*([] for _ in range(num_batches - 1)), packs], num_tokens
+        return self.as_micro_batches(packs, num_batches), num_tokens
 
-    def training_step(
-        self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """Forward and backward of packs one after another; returns the sum of their losses."""
-        total = torch.zeros((), device=self.args.device)
-        for number, pack in enumerate(inputs):
-            is_last = number == len(inputs) - 1
-            self.accelerator.gradient_state._set_sync_gradients(is_last)
-            if is_last:
-                total = total + super().training_step(model, pack, num_items_in_batch)
-                continue
-            with self.accelerator.no_sync(model):
-                total = total + super().training_step(model, pack, num_items_in_batch)
-        return total
+    def end_of_packs(self) -> None:
+        """Let the entropy bonus follow the step."""
+        self._update.end_step()
 
     def compute_loss(
         self,
@@ -327,17 +344,6 @@ class GRPOTrainer(ResumableTrainer):
         if return_outputs:
             raise ValueError("GRPOTrainer has no model outputs to return besides the loss")
         return self._update.loss(model, inputs)
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        return to_device(inputs, self.args.device)
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """The model's estimate for a list of packs."""
-        return sum(super(GRPOTrainer, self).floating_point_ops(pack) for pack in inputs)
-
-    def _track_num_input_tokens(self, inputs: Any) -> None:
-        for pack in inputs:
-            super()._track_num_input_tokens(pack)
 
     def _collect(self) -> Rollouts:
         """The next generation batch, with the log-probabilities that the loss will need."""
@@ -369,27 +375,30 @@ class GRPOTrainer(ResumableTrainer):
             metric_key_prefix: put before every metric's name.
 
         Returns:
-            `eval_reward`, `eval_reward/{category}` for every category, `eval_runtime` (seconds).
+            `eval_reward`, `eval_reward/{category}` for every category, `eval_runtime` (seconds); of
+            several data sets each, as `eval_{name}_reward`.
         """
         prompts = self._eval_prompts
         if eval_dataset is not None:
-            prompts = PromptDataset(eval_dataset, self._category, argument="eval_dataset")
-        if prompts is None:
+            prompts = evaluation_prompts(eval_dataset, self._category)
+        if not prompts:
             raise ValueError("evaluate needs an eval_dataset, here or in the trainer")
         started = time.perf_counter()
+        results = {}
         try:
-            rewards = self._evaluator.evaluate(
-                self.accelerator.unwrap_model(self.model), prompts, self._eval_rewards, self.state
-            )
+            for name, rows in prompts.items():
+                rewards = self._evaluator.evaluate(
+                    self.accelerator.unwrap_model(self.model), rows, self._eval_rewards, self.state
+                )
+                results[name] = by_category(rows.categories, rewards, self.curriculum.arms)
         except RewardError:
             self.save_before_stopping("a reward function")
             raise
-        result = by_category(prompts.categories, rewards, self.curriculum.arms)
-        metrics = result.metrics(metric_key_prefix)
+        metrics: dict[str, float] = {}
+        for name, result in results.items():
+            metrics |= result.metrics(metric_key_prefix + (f"_{name}" if name else ""))
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
-        self._recorder.evaluation(
-            self.state.global_step, result.by_category, result.counts, result.held_out
-        )
+        self._recorder.evaluation(self.state.global_step, *joined(results))
         super().log(dict(metrics))
         control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control: TrainerControl = control
@@ -426,8 +435,17 @@ class GRPOTrainer(ResumableTrainer):
             "num_completion_tokens": self._collector.num_completion_tokens,
             "elapsed": self._recorder.elapsed,
             "estimator": self._estimator.state_dict(),
+            "entropy_bonus": self._entropy_bonus.state_dict(),
+            "reference": self._moving_reference_state(),
             "value_head": None if head is None else head.state_dict(),
         }
+
+    def _moving_reference_state(self) -> dict[str, torch.Tensor] | None:
+        """The reference's weights where they change."""
+        if self._reference is None or not self.args.sync_ref_model:
+            return None
+        state: dict[str, torch.Tensor] = self._reference.state_dict()
+        return state
 
     def restore_own_state(self, state: dict[str, Any], path: Path) -> None:
         """Continue from `own_state`."""
@@ -439,6 +457,9 @@ class GRPOTrainer(ResumableTrainer):
         self._collector.num_completion_tokens = state["num_completion_tokens"]
         self._recorder.restore(state["elapsed"])
         self._estimator.load_state_dict(state["estimator"])
+        self._entropy_bonus.load_state_dict(state["entropy_bonus"])
+        if self._reference is not None and state["reference"] is not None:
+            self._reference.load_state_dict(state["reference"])
         head = value_head(self.model)
         if head is not None:
             head.load_state_dict(state["value_head"])

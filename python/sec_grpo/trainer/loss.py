@@ -72,6 +72,7 @@ def fused_loss(model: nn.Module, args: GRPOConfig, inputs: dict[str, Any]) -> Pa
             softcap=head.softcap,
             off_policy_threshold=args.off_policy_mask_threshold,
             top_entropy_quantile=args.top_entropy_quantile,
+            entropy_coef=inputs["entropy_coef"] * _entropy_scale(args, inputs),
             **loss_keywords(args, inputs),
         )
         found.append(out)
@@ -103,8 +104,37 @@ def whole_logits_loss(model: nn.Module, args: GRPOConfig, inputs: dict[str, Any]
         policy_mask=_policy_mask(args, inputs, logprobs, entropy),
         **loss_keywords(args, inputs),
     )
+    loss = out.loss
+    if inputs["entropy_coef"]:
+        loss = loss - inputs["entropy_coef"] * _mean_entropy(args, inputs, entropy)
     metrics = {**out.metrics, "entropy": entropy.detach().mean()}
-    return PackLoss(out.loss, logprobs.detach(), metrics)
+    return PackLoss(loss, logprobs.detach(), metrics)
+
+
+def _entropy_scale(args: GRPOConfig, inputs: dict[str, Any]) -> float:
+    """What makes the bonus of `linear_policy_loss`, weighted as the loss, a mean over tokens.
+
+    A mean over the tokens that it applies to; for grpo and sapo of each completion's mean.
+    """
+    sequences, tokens = inputs["num_sequences_in_batch"], inputs["num_tokens"]
+    per_token = {
+        "dr_grpo": sequences * args.max_completion_length / tokens,
+        "luspo": sequences / tokens,
+    }
+    return per_token.get(args.loss_type, 1.0) / args.top_entropy_quantile
+
+
+def _mean_entropy(args: GRPOConfig, inputs: dict[str, Any], entropy: torch.Tensor) -> torch.Tensor:
+    """The same mean, of a pack's entropies (N,)."""
+    if args.top_entropy_quantile < 1:
+        kept = top_entropy_mask(entropy, quantile=args.top_entropy_quantile)
+        entropy = torch.where(kept, entropy, 0.0) / args.top_entropy_quantile
+    if args.loss_type in ("grpo", "sapo"):
+        lengths = inputs["cu_seqlens"].diff()
+        spread = lengths.repeat_interleave(lengths, output_size=entropy.numel())
+        return (entropy / spread).sum() / inputs["num_sequences_in_batch"]
+    tokens = "num_items_in_batch" if args.loss_type == "bnpo" else "num_tokens"
+    return entropy.sum() / inputs[tokens]
 
 
 def _policy_mask(

@@ -149,7 +149,11 @@ def is_chat(prompt: object) -> bool:
     return isinstance(prompt, (list, tuple)) and len(prompt) > 0
 
 
-def prompt_text(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+def prompt_text(
+    prompt: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """A prompt as the text the model reads.
 
     Chat messages go through the tokenizer's chat template. A tokenizer without one (base models)
@@ -159,7 +163,7 @@ def prompt_text(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> str:
         return str(prompt)
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, tokenize=False
+            list(prompt), add_generation_prompt=True, tokenize=False, **(template_kwargs or {})
         )
         assert isinstance(text, str)
         return text
@@ -170,9 +174,17 @@ def prompt_text(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     return "\n\n".join(message["content"] for message in prompt)
 
 
-def tokenize_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt; a chat template writes its own special tokens."""
-    text = prompt_text(prompt, tokenizer)
+def tokenize_prompt(
+    prompt: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a prompt; a chat template writes its own special tokens.
+
+    Args:
+        template_kwargs: more arguments of the chat template.
+    """
+    text = prompt_text(prompt, tokenizer, template_kwargs)
     templated = is_chat(prompt) and bool(tokenizer.chat_template)
     ids = tokenizer(text, add_special_tokens=not templated)["input_ids"]
     if not ids:

@@ -24,6 +24,50 @@ RewardFunc = Callable[..., Sequence[float | None]]
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+def as_reward_functions(reward_funcs: Any, tokenizers: Any = None) -> list[Any]:
+    """Reward functions one by one, with reward models, or their names, in `RewardModel`.
+
+    Args:
+        reward_funcs: a function, a model, a name, or several.
+        tokenizers: of the reward models, one for each of reward_funcs; None loads them.
+
+    Raises:
+        ValueError: another number of tokenizers than functions, or a tokenizer for a function.
+    """
+    single = _is_model(reward_funcs) or callable(reward_funcs)
+    single = single or isinstance(reward_funcs, (str, Mapping))
+    funcs: list[Any] = [reward_funcs] if single else list(reward_funcs or [])
+    if tokenizers is None:
+        tokenizers = [None] * len(funcs)
+    elif not isinstance(tokenizers, (list, tuple)):
+        tokenizers = [tokenizers]
+    if len(tokenizers) != len(funcs):
+        raise ValueError(
+            f"reward_processing_classes must hold one tokenizer for each of the {len(funcs)} "
+            f"reward_funcs (None for a function), got {len(tokenizers)}"
+        )
+    return [_with_model(*pair) for pair in zip(funcs, tokenizers, strict=True)]
+
+
+def _with_model(func: Any, tokenizer: Any) -> Any:
+    if not isinstance(func, str) and not _is_model(func):
+        return func
+    from sec_grpo.rewards.model import RewardModel
+
+    try:
+        return RewardModel(func, tokenizer)
+    except OSError as error:
+        raise ValueError(
+            f"reward_funcs: {func!r} cannot be loaded as a reward model ({error}); for a task pass "
+            "sec_grpo.rewards.reward_from(name)"
+        ) from error
+
+
+def _is_model(func: Any) -> bool:
+    """Whether it is a model of transformers."""
+    return hasattr(func, "forward") and hasattr(getattr(func, "config", None), "num_labels")
+
+
 class RewardFunctions:
     """Several reward functions and their weights.
 
@@ -35,8 +79,9 @@ class RewardFunctions:
     clients may keep their connections.
 
     Args:
-        reward_funcs: one function or several.
+        reward_funcs: one function or several; a reward model or its name stands for one.
         weights: one weight a function; default 1 each.
+        tokenizers: of the reward models; see `as_reward_functions`.
 
     Raises:
         ValueError: no function, something that cannot be called, or weights of a wrong number or
@@ -44,10 +89,12 @@ class RewardFunctions:
     """
 
     def __init__(
-        self, reward_funcs: RewardFunc | Sequence[RewardFunc], weights: Sequence[float] | None
+        self,
+        reward_funcs: RewardFunc | Sequence[RewardFunc],
+        weights: Sequence[float] | None,
+        tokenizers: Any = None,
     ) -> None:
-        single = callable(reward_funcs) or isinstance(reward_funcs, (str, Mapping))
-        funcs: list[Any] = [reward_funcs] if single else list(reward_funcs or [])  # type: ignore[arg-type]
+        funcs = as_reward_functions(reward_funcs, tokenizers)
         if not funcs:
             raise ValueError("reward_funcs is empty: pass at least one reward function")
         for func in funcs:
@@ -205,19 +252,13 @@ def _place(error: BaseException) -> str:
 
 
 def _check_function(func: Any) -> None:
-    is_model = hasattr(func, "forward") and hasattr(func, "parameters")
-    if callable(func) and not is_model:
-        return
-    hint = ""
-    if isinstance(func, str) or is_model:
-        hint = (
-            "; for a reward model pass sec_grpo.rewards.RewardModel(model), for a task "
-            "sec_grpo.rewards.reward_from(name)"
+    is_module = hasattr(func, "forward") and hasattr(func, "parameters")
+    if not callable(func) or is_module:
+        raise ValueError(
+            "reward_funcs must be functions (prompts, completions, **columns) -> rewards, or "
+            "sequence classifiers of transformers or their names, got "
+            f"{type(func).__name__ if is_module else repr(func)}"
         )
-    raise ValueError(
-        f"reward_funcs must be functions (prompts, completions, **columns) -> rewards, got "
-        f"{type(func).__name__ if is_model else repr(func)}{hint}"
-    )
 
 
 def _unwrapped(func: Any) -> Any:

@@ -1,14 +1,23 @@
-"""Sampling completions with a key-value cache."""
+"""Sampling completions, each group's prompt read once, or by continuous batching.
+
+B prompts, a group's G times in a row; U of them differ.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from sec_grpo.trainer.policy import base_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def derive_seed(seed: int, stream: str, *counters: int) -> int:
@@ -25,8 +34,13 @@ def sample_completions(
     *,
     seed: int,
     batch_size: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    synced: bool = False,
 ) -> list[list[int]]:
     """Sample one completion per prompt.
+
+    Prompts that stand there several times are read by the model once, where its cache is of the
+    plain kind.
 
     Args:
         model: the policy; its train/eval mode is restored.
@@ -35,35 +49,147 @@ def sample_completions(
             `pad_token_id` fills the batch.
         seed: seed of this call alone; the global generators are left as they were.
         batch_size: most prompts in one `generate` call; default all.
+        tokenizer: needed where generation_config has stop_strings.
+        synced: go on until every process has finished, because forwards are collective.
 
     Returns:
-        B lists of token ids without padding, the end token included where one was sampled.
+        B lists of token ids without padding, with the end token, or the token that completes a
+        stop string, where one was sampled.
     """
     model = base_model(model)
     device = next(model.parameters()).device
-    eos = generation_config.eos_token_id
-    eos_ids = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
     size = batch_size or len(prompt_ids)
-    was_training = model.training
-    defaults = model.generation_config
+    options: dict[str, Any] = {"generation_config": generation_config, "synced_gpus": synced}
+    if generation_config.stop_strings:
+        options["tokenizer"] = tokenizer
     completions: list[list[int]] = []
+    with _sampling(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, len(prompt_ids), size):
+            chunk = prompt_ids[start : start + size]
+            inputs = _left_pad(chunk, generation_config.pad_token_id, device)
+            cache = _shared_prefix(model, chunk, inputs, generation_config)
+            if cache is not None:
+                options["past_key_values"] = cache
+            output = model.generate(**inputs, **options)
+            new = output[:, inputs["input_ids"].shape[1] :].tolist()
+            completions += [cut_at_end(ids, generation_config, tokenizer) for ids in new]
+    return completions
+
+
+@torch.no_grad()
+def sample_by_continuous_batching(
+    model: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    generation_config: GenerationConfig,
+    *,
+    seed: int,
+    options: dict[str, Any],
+) -> list[list[int]]:
+    """`sample_completions` by transformers' continuous batching.
+
+    Which rows run together depends on timing, and with it the rounding: the same seed need not give
+    the same completions.
+
+    Args:
+        options: arguments of `transformers.ContinuousBatchingConfig`. By default half of the free
+            memory of a GPU is taken for the cache, and on a CPU what these rows need.
+
+    Raises:
+        RuntimeError: a request failed.
+    """
+    from transformers.generation import ContinuousBatchingConfig
+
+    model = base_model(model)
+    device = next(model.parameters()).device
+    # Sampling parameters that it does not know are an error, not left out.
+    given: dict[str, Any] = {"seed": seed, "drop_unsupported_processors": False}
+    if device.type == "cpu":
+        page = options.get("page_size", 64)
+        pages = sum(
+            -(-(len(ids) + generation_config.max_new_tokens) // page) + 1 for ids in prompt_ids
+        )
+        given |= {"page_size": page, "num_blocks": pages, "max_batch_tokens": 512}
+    else:
+        given["max_memory_percent"] = 0.5
+    config = copy.deepcopy(generation_config)
+    if config.eos_token_id is None:
+        config.eos_token_id = -1
+    with _sampling(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        found = model.generate_batch(
+            prompt_ids,
+            generation_config=config,
+            continuous_batching_config=ContinuousBatchingConfig(**{**given, **options}),
+            progress_bar=False,
+            warmup=False,
+        )
+    outputs = list(found.values())
+    failed = [output.error for output in outputs if output.error is not None]
+    if failed or len(outputs) != len(prompt_ids):
+        raise RuntimeError(
+            f"continuous batching answered {len(outputs) - len(failed)} of {len(prompt_ids)} "
+            f"prompts{': ' + failed[0] if failed else ''}; set "
+            "use_transformers_continuous_batching=False"
+        )
+    return [cut_at_end(output.generated_tokens, generation_config, None) for output in outputs]
+
+
+@contextlib.contextmanager
+def _sampling(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, and no settings but the caller's.
+
+    What the caller leaves unset would be filled from the model's own file (a top_k, a penalty), and
+    the policy that samples would differ from the one that is trained.
+    """
+    was_training, defaults = model.training, model.generation_config
     model.eval()
-    # What the caller leaves unset would be filled from the model's own file (a top_k, a penalty),
-    # and the policy that samples would differ from the one that is trained.
     model.generation_config = GenerationConfig()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            for start in range(0, len(prompt_ids), size):
-                chunk = prompt_ids[start : start + size]
-                inputs = _left_pad(chunk, generation_config.pad_token_id, device)
-                output = model.generate(**inputs, generation_config=generation_config)
-                new = output[:, inputs["input_ids"].shape[1] :].tolist()
-                completions += [_cut_after(ids, eos_ids) for ids in new]
+        yield
     finally:
         model.generation_config = defaults
         model.train(was_training)
-    return completions
+
+
+def _shared_prefix(
+    model: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    inputs: dict[str, torch.Tensor],
+    generation_config: GenerationConfig,
+) -> DynamicCache | None:
+    """The cache of all but the last token of left-padded prompts, made of each prompt once.
+
+    None where no prompt stands there twice, or the model has another kind of cache.
+    """
+    rows: dict[tuple[int, ...], int] = {}
+    places = [rows.setdefault(tuple(ids), len(rows)) for ids in prompt_ids]
+    length = inputs["input_ids"].shape[1]
+    if len(rows) == len(prompt_ids) or length < 2 or generation_config.cache_implementation:
+        return None
+    if not _has_plain_cache(model):
+        return None
+    firsts = [places.index(row) for row in range(len(rows))]
+    cache = DynamicCache(config=model.config)
+    mask = inputs["attention_mask"][firsts, :-1]
+    model(
+        input_ids=inputs["input_ids"][firsts, :-1],
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_select_indices(torch.tensor(places, device=mask.device))
+    return cache
+
+
+def _has_plain_cache(model: PreTrainedModel) -> bool:
+    """Whether each layer keeps keys and values of every token, or of the last ones."""
+    if getattr(model, "_is_stateful", False) or model.config.is_encoder_decoder:
+        return False
+    layers = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
+    return bool(layers) and layers <= {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
 
 def _left_pad(
@@ -78,11 +204,52 @@ def _left_pad(
     return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
 
-def _cut_after(ids: list[int], eos_ids: set[int]) -> list[int]:
+def cut_at_end(
+    ids: list[int],
+    generation_config: GenerationConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> list[int]:
+    """The tokens up to the first that ends the completion, or all."""
+    ends = end_tokens(generation_config)
     for i, token in enumerate(ids):
-        if token in eos_ids:
-            return ids[: i + 1]
+        if token in ends:
+            ids = ids[: i + 1]
+            break
+    if generation_config.stop_strings:
+        assert tokenizer is not None
+        return _cut_at_stop_string(ids, generation_config.stop_strings, tokenizer)
     return ids
+
+
+def end_tokens(generation_config: GenerationConfig) -> set[int]:
+    """The tokens that end a completion."""
+    eos: Any = generation_config.eos_token_id
+    return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+
+
+def has_stop_string(
+    ids: list[int], stop_strings: str | list[str], tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Whether the text of the tokens holds a stop string."""
+    strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+    text = tokenizer.decode(ids)
+    return any(string in text for string in strings)
+
+
+def _cut_at_stop_string(
+    ids: list[int], stop_strings: str | list[str], tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """The shortest prefix with a stop string, found by halving; all tokens without one."""
+    if not has_stop_string(ids, stop_strings, tokenizer):
+        return ids
+    low, high = 0, len(ids)  # ids[:high] has one, ids[:low] has none
+    while high - low > 1:
+        middle = (low + high) // 2
+        if has_stop_string(ids[:middle], stop_strings, tokenizer):
+            high = middle
+        else:
+            low = middle
+    return ids[:high]
 
 
 class Sampler:
@@ -90,26 +257,57 @@ class Sampler:
 
     Args:
         generation_config: sampling parameters and end tokens.
+        tokenizer: of the model.
         batch_size: most completions sampled together; None for all.
+        continuous_batching: None for `generate`, else options of continuous batching.
+        context: entered for a model while it samples: its weights whole, its dtype that of the
+            update.
+        synced: whether forwards are collective even so.
     """
 
-    def __init__(self, generation_config: GenerationConfig, *, batch_size: int | None) -> None:
+    def __init__(
+        self,
+        generation_config: GenerationConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int | None,
+        continuous_batching: dict[str, Any] | None = None,
+        context: Callable[[Any], contextlib.AbstractContextManager[Any]] | None = None,
+        synced: bool = False,
+    ) -> None:
         self._config = generation_config
+        self._tokenizer = tokenizer
         self._batch_size = batch_size
-        eos = generation_config.eos_token_id
-        self._eos_ids = set(eos) if isinstance(eos, list) else {eos}
+        self._continuous_batching = continuous_batching
+        self._context = context or (lambda model: contextlib.nullcontext())
+        self._synced = synced
+        self._ends = end_tokens(generation_config)
 
     def sample(
         self, model: PreTrainedModel, prompt_ids: list[list[int]], seed: int
     ) -> list[list[int]]:
         """One completion for each prompt; see `sample_completions`."""
-        return sample_completions(
-            model, prompt_ids, self._config, seed=seed, batch_size=self._batch_size
-        )
+        with self._context(model):
+            if self._continuous_batching is not None:
+                return sample_by_continuous_batching(
+                    model, prompt_ids, self._config, seed=seed, options=self._continuous_batching
+                )
+            return sample_completions(
+                model,
+                prompt_ids,
+                self._config,
+                seed=seed,
+                batch_size=self._batch_size,
+                tokenizer=self._tokenizer,
+                synced=self._synced,
+            )
 
     def is_finished(self, ids: list[int]) -> bool:
         """Whether a completion ended by itself."""
-        return bool(ids) and ids[-1] in self._eos_ids
+        if ids and ids[-1] in self._ends:
+            return True
+        stop = self._config.stop_strings
+        return bool(stop) and has_stop_string(ids, stop, self._tokenizer)
 
     def at_temperature(self, temperature: float, batch_size: int | None) -> Sampler:
         """The same at another temperature; 0 is greedy."""
@@ -119,4 +317,11 @@ class Sampler:
         else:
             config.do_sample = False
             config.temperature = config.top_p = config.top_k = config.min_p = None
-        return Sampler(config, batch_size=batch_size)
+        return Sampler(
+            config,
+            self._tokenizer,
+            batch_size=batch_size,
+            continuous_batching=self._continuous_batching,
+            context=self._context,
+            synced=self._synced,
+        )

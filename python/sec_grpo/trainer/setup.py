@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from sec_grpo.trainer.config import GRPOConfig
 from sec_grpo.trainer.estimators import AdvantageEstimator, temperature_advice
 from sec_grpo.trainer.policy import base_model
 from sec_grpo.trainer.prompts import PromptDataset
+from sec_grpo.trainer.trl_names import ABSENT_TRAINER, explain_absent
 
 logger = logging.get_logger(__name__)
 
@@ -36,10 +37,28 @@ def check_arguments(args: GRPOConfig | None) -> GRPOConfig:
     return args
 
 
-def load_model(model: Any, args: GRPOConfig, peft_config: Any) -> Any:
+def refuse_arguments(given: dict[str, Any]) -> None:
+    """Raise for arguments that GRPOTrainer does not have; TRL's are explained."""
+    unknown = explain_absent(ABSENT_TRAINER, given, "GRPOTrainer")
+    if unknown:
+        raise TypeError(f"GRPOTrainer has no argument {next(iter(unknown))!r}")
+
+
+def load_model(
+    model: Any, args: GRPOConfig, peft_config: Any, quantization_config: Any = None
+) -> Any:
     """The model given or named, with the adapter that `peft_config` describes."""
     if isinstance(model, str):
-        model = AutoModelForCausalLM.from_pretrained(model, **as_dict(args.model_init_kwargs))
+        options = as_dict(args.model_init_kwargs)
+        options.setdefault("trust_remote_code", args.trust_remote_code)
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+        model = AutoModelForCausalLM.from_pretrained(model, **options)
+    elif quantization_config is not None or args.model_init_kwargs:
+        raise ValueError(
+            "model_init_kwargs and quantization_config go with a model that is given by name; "
+            f"this one is loaded already ({type(model).__name__})"
+        )
     if peft_config is not None:
         from peft import get_peft_model
 
@@ -49,12 +68,26 @@ def load_model(model: Any, args: GRPOConfig, peft_config: Any) -> Any:
 
 def has_dropout(model: torch.nn.Module) -> bool:
     """Whether two forwards of the model differ in training."""
-    if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
-        return True
-    # Attention's is often a number in the configuration and no module.
-    config = base_model(model).config.get_text_config().to_dict()
-    names = [name for name in config if "dropout" in name or name.endswith("_pdrop")]
-    return any(isinstance(config[name], float) and config[name] > 0 for name in names)
+    return any(True for _ in _dropouts(model))
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout of the model to 0."""
+    for module, name in _dropouts(model):
+        setattr(module, name, 0.0)
+
+
+def _dropouts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
+    """Modules and the names of their dropout probabilities above 0.
+
+    Attention's is often a number of the attention module, and no module of its own.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+            yield module, "p"
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float) and value > 0:
+                yield module, name
 
 
 def make_curriculum(
@@ -133,7 +166,9 @@ def make_estimator(args: GRPOConfig, num_functions: int) -> AdvantageEstimator:
     )
 
 
-def load_tokenizer(model: Any, processing_class: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: Any, processing_class: Any, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
     """The tokenizer given, or the one saved beside the model."""
     if processing_class is None:
         name = model if isinstance(model, str) else base_model(model).config._name_or_path
@@ -142,7 +177,7 @@ def load_tokenizer(model: Any, processing_class: Any) -> PreTrainedTokenizerBase
                 "processing_class is missing and the model does not say where it was loaded from; "
                 "pass its tokenizer"
             )
-        processing_class = AutoTokenizer.from_pretrained(name)
+        processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise ValueError(
             f"processing_class must be a tokenizer, got {type(processing_class).__name__}"
@@ -180,6 +215,7 @@ def make_generation_config(
         "eos_token_id": eos,
         "pad_token_id": pad,
         "use_cache": True,
+        "cache_implementation": args.cache_implementation,
     }
     extra = as_dict(args.generation_kwargs)
     if clash := sorted(own.keys() & extra.keys()):
@@ -192,6 +228,17 @@ def make_generation_config(
         raise ValueError(
             f"generation_kwargs must hold arguments of transformers.GenerationConfig, got "
             f"{', '.join(unknown)}"
+        )
+    several = ("num_return_sequences", "return_dict_in_generate", "max_length", "max_time")
+    if clash := [name for name in several if name in extra]:
+        raise ValueError(
+            f"generation_kwargs must not hold {', '.join(clash)}: the trainer takes one completion "
+            "of at most max_completion_length tokens from each row of token ids"
+        )
+    if extra.get("stop_strings") and args.use_transformers_continuous_batching:
+        raise ValueError(
+            "use_transformers_continuous_batching must be False with stop_strings, which "
+            "transformers' continuous batching does not know"
         )
     return GenerationConfig(**own, **extra)
 
@@ -209,13 +256,6 @@ def refuse_unsupported_model(model: torch.nn.Module, *, sharded: bool) -> None:
             "GRPOTrainer does not support FSDP and DeepSpeed ZeRO-3 yet, because sampling "
             "needs whole parameters; use DDP or ZeRO-1/2"
         )
-
-
-def reference_model(model: torch.nn.Module, beta: float) -> torch.nn.Module | None:
-    """A frozen copy for the KL term; a PEFT model is its own reference with adapters off."""
-    if beta == 0 or hasattr(model, "disable_adapter"):
-        return None
-    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def max_positions(model: torch.nn.Module) -> int | None:

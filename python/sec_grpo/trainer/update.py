@@ -27,6 +27,7 @@ from sec_grpo.trainer.batch import (
 )
 from sec_grpo.trainer.config import GRPOConfig
 from sec_grpo.trainer.critic import generalized_advantages, value_head, whitened
+from sec_grpo.trainer.entropy import EntropyBonus
 from sec_grpo.trainer.layout import Layout
 from sec_grpo.trainer.loss import PackLoss, fused_loss, whole_logits_loss
 from sec_grpo.trainer.metrics import MetricStore, clip_extremes, loss_metrics
@@ -53,6 +54,7 @@ class PolicyUpdate:
         layout: how rows are laid out for the model.
         sharded: whether every forward is a collective of all processes (FSDP, ZeRO-3), which then
             need the same number of packs.
+        entropy_bonus: its weight.
         has_dropout: whether two forwards of one row differ in training.
     """
 
@@ -67,6 +69,7 @@ class PolicyUpdate:
         layout: Layout,
         sharded: bool,
         has_dropout: bool,
+        entropy_bonus: EntropyBonus,
     ) -> None:
         self._args = args
         self._accelerator = accelerator
@@ -75,6 +78,8 @@ class PolicyUpdate:
         self._pad_token_id = pad_token_id
         self._layout = layout
         self._sharded = sharded
+        self._entropy_bonus = entropy_bonus
+        self._entropy_sums: list[torch.Tensor] = []
         # Without dropout the first update finds the very log-probabilities that a pass before it
         # would; later updates need them.
         self._remembers = args.num_iterations > 1 and not has_dropout
@@ -99,9 +104,13 @@ class PolicyUpdate:
         if self._sharded:
             wanted = max(self._processes.gather(torch.tensor([wanted])).tolist())
         packs = [self._pack(rollouts, rows, denominator) for rows, denominator in plan]
+        entropy_coef = self._entropy_bonus.applied
+        for pack in packs:
+            pack |= {"num_tokens": num_tokens, "entropy_coef": entropy_coef}
         for _ in range(wanted - len(plan)):
             pack = self._pack(rollouts, [idle], num_tokens)
-            packs.insert(0, {**pack, "in_loss": False, "in_metrics": not plan})
+            unused = {"num_tokens": num_tokens, "entropy_coef": 0.0}
+            packs.insert(0, {**pack, **unused, "in_loss": False, "in_metrics": not plan})
         return packs, num_tokens
 
     def _micro_batches(self, position: int) -> list[range]:
@@ -144,10 +153,11 @@ class PolicyUpdate:
         """The rows that have to be run.
 
         Every policy term is A times something: a row with advantage 0 has a gradient through the
-        KL term or the critic only.
+        KL term, the entropy bonus or the critic only.
         """
         args = self._args
         policy_alone = args.beta == 0 and args.advantage_estimator != "ppo"
+        policy_alone = policy_alone and not self._entropy_bonus.is_on
         return rollouts.learnable(rows, skip_zero_advantages=policy_alone)
 
     def _plan(
@@ -240,6 +250,22 @@ class PolicyUpdate:
         weight = float(inputs["targets"].numel())
         for name, value in {**metrics, "entropy": found.metrics["entropy"]}.items():
             self._metrics.add(name, value, weight)
+        if self._entropy_bonus.is_adaptive:
+            self._entropy_sums.append(found.metrics["entropy"].float() * weight)
+            self._entropy_sums.append(torch.full_like(self._entropy_sums[-1], weight))
+
+    def end_step(self) -> None:
+        """Let the entropy bonus follow the entropy of the step's tokens, of all processes."""
+        bonus = self._entropy_bonus
+        if not bonus.is_on:
+            return
+        self._metrics.add("entropy_coef", bonus.coefficient)
+        if not bonus.is_adaptive:
+            return
+        sums = torch.stack(self._entropy_sums).reshape(-1, 2).sum(dim=0)
+        self._entropy_sums = []
+        total, count = self._processes.gather(sums).reshape(-1, 2).sum(dim=0).tolist()
+        bonus.observe(total / max(count, 1))
 
     # ---- Log-probabilities --------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def logged(kind, config, folder, monkeypatch, **options):
     batches = iter(BATCHES)
     if kind is sec_grpo.GRPOTrainer:
         monkeypatch.setattr(
-            "sec_grpo.trainer.collect.sample_completions", lambda *_, **__: next(batches)
+            "sec_grpo.trainer.rollout.sample_completions", lambda *_, **__: next(batches)
         )
     else:
         trainer._generate_single_turn = lambda *_, **__: (next(batches), None)
