@@ -1,12 +1,14 @@
 """`sec-grpo train` on real rows and on models that save_pretrained wrote."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from sec_grpo import GRPOConfig
 from sec_grpo.tiny import character_tokenizer, tiny_qwen2
 
 # Varies with the completion alone, so that a random model's groups have a gradient.
@@ -177,3 +179,10 @@ def test_a_new_run_does_not_mix_with_an_old_one(run) -> None:
     (Path("out") / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"out holds checkpoints of an earlier run.*--resume last"):
         run("train", "--model", "tiny", "--data", "sort", "--output_dir", "out")
+
+
+def test_help_config_names_every_argument(run) -> None:
+    output = run("train", "--help_config").output
+    for name in GRPOConfig.names():
+        assert f"--{name}" in output, name
+    assert re.search(r"--num_generations +8 +Completions per prompt", output)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from sec_grpo.trainer import GRPOConfig
@@ -54,6 +59,32 @@ def merge_settings(
     args = parse_config(loaded, extra)
     given = {**loaded, **{name: getattr(args, name) for name in flag_names(extra, known)}}
     return settings, args, {**settings, **given}
+
+
+def show_config(asked: bool) -> None:
+    """Print GRPOConfig's own arguments, and the names of those of transformers; then exit."""
+    if not asked:
+        return
+    from transformers import TrainingArguments
+
+    from sec_grpo.trainer import GRPOConfig
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("argument", no_wrap=True)
+    table.add_column("default", overflow="fold", max_width=20)
+    table.add_column("meaning")
+    inherited = []
+    for field in dataclasses.fields(GRPOConfig):
+        if field.name not in GRPOConfig.__annotations__:
+            inherited.append(field.name)
+            continue
+        text = str(field.metadata.get("help", "")).replace("%%", "%")
+        table.add_row(f"--{field.name}", Text(str(field.default)), Text(text))
+    console = Console(highlight=False)
+    console.print(table)
+    names = ", ".join(f"--{name}" for name in inherited)
+    console.print(f"\nand those of transformers.{TrainingArguments.__name__}: {names}")
+    raise typer.Exit
 
 
 def flag_names(extra: list[str], known: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sec_grpo.cli.settings import merge_settings
+from sec_grpo.cli.settings import merge_settings, show_config
 
 if TYPE_CHECKING:
     from sec_grpo.trainer import GRPOConfig, GRPOTrainer
@@ -75,6 +75,16 @@ def train(
         str | None,
         typer.Option(help="Checkpoint folder to resume from, or 'last' for the newest."),
     ] = None,
+    help_config: Annotated[
+        bool,
+        typer.Option(
+            "--help_config",
+            "--help-config",
+            is_eager=True,
+            callback=show_config,
+            help="Show the arguments of GRPOConfig and exit.",
+        ),
+    ] = False,
 ) -> None:
     """Train with GRPO. Every other --name value sets that argument of GRPOConfig.
 
