@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sec_grpo.kernels.matmul import accumulate, product
+from sec_grpo.kernels.matmul import accumulate, product, product_into
 from sec_grpo.kernels.rows import Chunk
 
 
@@ -61,11 +61,12 @@ class Gradients:
 
     hidden: Tensor | None
     weight: Tensor | None
-    """(V, D) in the accumulation dtype"""
+    """(V, D), not filled until the first chunk, which writes it instead of adding to zeros"""
     bias: Tensor | None
+    weight_is_filled: bool = False
 
     @classmethod
-    def zeros(
+    def allocate(
         cls,
         hidden: Tensor,
         weight: Tensor,
@@ -74,11 +75,11 @@ class Gradients:
         dtype: torch.dtype,
         hidden_dtype: torch.dtype | None = None,
     ) -> Gradients:
-        """Zeros of `hidden_dtype`, by default its own, for hidden; of `dtype` for the others."""
+        """Buffers of `hidden_dtype`, by default its own, for hidden; of `dtype` for the others."""
         need_hidden, need_weight, need_bias = needed
         return cls(
             torch.zeros_like(hidden, dtype=hidden_dtype) if need_hidden else None,
-            torch.zeros_like(weight, dtype=dtype) if need_weight else None,
+            torch.empty_like(weight, dtype=dtype) if need_weight else None,
             torch.zeros_like(bias, dtype=dtype) if need_bias and bias is not None else None,
         )
 
@@ -106,12 +107,31 @@ class Gradients:
         if self.weight is not None:
             if row_scale is not None:
                 states = (states * row_scale[:, None]).to(states.dtype)
-            accumulate(self.weight, factor.T, states, scale)
+            self._add_to_weight(self.weight, factor.T, states, scale)
         if self.bias is not None:
             self.bias += _weighted_column_sums(factor, both, dtype)
 
+    def _add_to_weight(
+        self, total: Tensor, factor: Tensor, states: Tensor, scale: Tensor | None
+    ) -> None:
+        if self.weight_is_filled:
+            accumulate(total, factor, states, scale)
+            return
+        product_into(total, factor, states)
+        if scale is not None:
+            total *= scale
+        self.weight_is_filled = True
+
+    def settle(self) -> Gradients:
+        """All of it final: zeros where no chunk has come."""
+        if self.weight is not None and not self.weight_is_filled:
+            self.weight.zero_()
+            self.weight_is_filled = True
+        return self
+
     def cast(self, dtypes: Sequence[torch.dtype | None]) -> tuple[Tensor | None, ...]:
         """(hidden, weight, bias) gradients in the given dtypes."""
+        self.settle()
         return tuple(
             None if gradient is None or dtype is None else gradient.to(dtype)
             for gradient, dtype in zip((self.hidden, self.weight, self.bias), dtypes, strict=True)

@@ -16,12 +16,12 @@ from torch import Tensor
 from sec_grpo.kernels.head import Gradients, Head, RowStatistics
 from sec_grpo.kernels.matmul import product
 from sec_grpo.kernels.reference import PolicyInputs, PolicyLossSpec, accumulation_dtype
-from sec_grpo.kernels.rows import SKIP, Chunk, row_chunks
+from sec_grpo.kernels.rows import SKIP, Chunk, even_rows, row_chunks
 from sec_grpo.kernels.slopes import token_loss_slopes
 
 # Default size of one (C, V) float32 buffer. CUDA gets more rows because each chunk reads the whole
 # weight: at V = 151936 and D = 2048, 441 rows keep the product compute-bound in bf16.
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}
 MIN_CHUNK_ROWS = 16
 
 
@@ -36,7 +36,8 @@ def _chunks(
 ) -> Iterator[Chunk]:
     if chunk_rows is None:
         itemsize = accumulation_dtype(hidden).itemsize
-        chunk_rows = default_chunk_rows(hidden.device, weight.shape[0], itemsize)
+        most = default_chunk_rows(hidden.device, weight.shape[0], itemsize)
+        chunk_rows = even_rows(hidden.shape[0], most)
     return row_chunks(row_class, hidden.shape[0], chunk_rows)
 
 
@@ -185,7 +186,7 @@ def logprob_backward(
     Both memory modes are the same here: off the GPU the weight's dtype is mostly float32 anyway.
     """
     del memory_mode
-    gradients = Gradients.zeros(hidden, weight, head.bias, needed, statistics.logp.dtype)
+    gradients = Gradients.allocate(hidden, weight, head.bias, needed, statistics.logp.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         for chunk in _chunks(hidden, weight, row_class, chunk_rows):
             if not chunk.has_gradient:
@@ -255,7 +256,7 @@ def policy_gradient(
     logp, entropy = (hidden.new_zeros(hidden.shape[0], dtype=dtype) for _ in range(2))
     # float16 has no room for a gradient before the loss scale of the backward.
     kept_dtype = dtype if hidden.dtype == torch.float16 else hidden.dtype
-    gradients = Gradients.zeros(hidden, weight, head.bias, needed, dtype, kept_dtype)
+    gradients = Gradients.allocate(hidden, weight, head.bias, needed, dtype, kept_dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         for chunk in _chunks(hidden, weight, row_class, chunk_rows):
             rows, states, chosen = chunk.rows, chunk.take(hidden), chunk.take(targets)
@@ -289,4 +290,4 @@ def policy_gradient(
     if row_class is not None:
         for values in (logp, entropy):
             values.masked_fill_(row_class == SKIP, 0.0)
-    return logp, entropy, gradients
+    return logp, entropy, gradients.settle()

@@ -319,13 +319,22 @@ def _save_for_policy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
     ctx.num_inputs = len(inputs)
 
 
+def _times(tensor: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """tensor * factor, or the tensor itself where that is seen to be the same."""
+    # Nothing to see in the tensors of a compiler, nor on a GPU without waiting for it.
+    visible = factor.device.type == "cpu" and type(factor) is Tensor
+    if visible and tensor.dtype == dtype and factor.item() == 1:
+        return tensor
+    return _scaled(tensor, factor, dtype)
+
+
 def _policy_autograd(
     ctx: Any, _logp: Any, _entropy: Any, grad_carrier: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:
     if grad_carrier is None:
         return (None,) * ctx.num_inputs
     gradients = [
-        _scaled(tensor, grad_carrier, dtype) if need else None
+        _times(tensor, grad_carrier, dtype) if need else None
         for tensor, dtype, need in zip(
             ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:4], strict=True
         )

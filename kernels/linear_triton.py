@@ -22,7 +22,7 @@ from sec_grpo.kernels.head import Gradients, Head, RowStatistics
 from sec_grpo.kernels.matmul import accumulate, product_into
 from sec_grpo.kernels.reference import PolicyInputs, PolicyLossSpec
 from sec_grpo.kernels.row_kernels import RowKernels
-from sec_grpo.kernels.rows import SKIP, Chunk, row_chunks
+from sec_grpo.kernels.rows import SKIP, Chunk, even_rows, row_chunks
 
 # How exponentials are made: "library" is its product and a row kernel, "fused" `linear_exp` where
 # that fits. Which is faster has not been measured yet (benchmarks/tune_linear.py does).
@@ -42,12 +42,6 @@ TILE_ROWS, TILE_COLUMNS = 128, 256
 
 def _rows_of_buffer(num_bytes: int, row_bytes: int) -> int:
     return max(TILE_ROWS, num_bytes // max(1, row_bytes) // TILE_ROWS * TILE_ROWS)
-
-
-def _even(num_rows: int, most: int) -> int:
-    """Rows of a chunk, whole tiles, when as few chunks as possible are as equal as possible."""
-    chunks = max(1, triton.cdiv(num_rows, most))
-    return max(1, triton.cdiv(triton.cdiv(num_rows, chunks), TILE_ROWS)) * TILE_ROWS
 
 
 def slice_columns(chunk_rows: int, num_vocab: int) -> int:
@@ -99,7 +93,7 @@ def logprob_forward(
     hidden, weight = hidden.contiguous(), weight.contiguous()
     num_rows = hidden.shape[0]
     results = RowStatistics(*(hidden.new_zeros(num_rows, dtype=torch.float32) for _ in range(4)))
-    rows = chunk_rows or _even(num_rows, FORWARD_ROWS)
+    rows = chunk_rows or even_rows(num_rows, FORWARD_ROWS, TILE_ROWS)
     slices = _Slices(hidden, weight, rows, slice_columns(rows, weight.shape[0]))
     with torch.autocast(hidden.device.type, enabled=False):
         for chunk in row_chunks(row_class, num_rows, rows):
@@ -194,7 +188,7 @@ class _Backward:
                 self.into(part, chunk, kernels, raw, first)
             gradients.add(out, states, self.weight, chunk.rows, scale=self.scale)
 
-    def by_vocabulary(self, gradients: Gradients) -> None:
+    def by_vocabulary(self, gradients: Gradients, *, with_hidden: bool) -> None:
         """Slice after slice of the vocabulary, with all rows: a part of weight's and bias's
         gradients is final at once, and only hidden's is accumulated, in a float32 (N, D)."""
         chunks = [
@@ -213,7 +207,7 @@ class _Backward:
         slices = _Slices(self.hidden, self.weight, max(sizes), columns)
         buffer = self.hidden.new_empty((sum(sizes), columns))
         total = None
-        if gradients.hidden is not None:
+        if with_hidden:
             total = self.hidden.new_zeros(together.shape, dtype=torch.float32)
         for first in slices:
             part = self.weight[first : first + columns]
@@ -226,8 +220,8 @@ class _Backward:
                 accumulate(total, factor, part, self.scale)
             own_part = Gradients(
                 None,
-                _float32_slice(gradients.weight, first, columns),
-                _float32_slice(gradients.bias, first, columns),
+                _float32_zeros(gradients.weight, first, columns),
+                _float32_zeros(gradients.bias, first, columns),
             )
             own_part.add(factor, together, part, slice(None), scale=self.scale)
             for whole, found in (
@@ -236,13 +230,14 @@ class _Backward:
             ):
                 if whole is not None and found is not None:
                     whole[first : first + columns] = found
+        gradients.weight_is_filled = True
         if gradients.hidden is not None and total is not None:
             for chunk, found in zip(chunks, total.split(sizes), strict=True):
                 gradients.hidden[chunk.rows] = found.to(gradients.hidden.dtype)
 
 
-def _float32_slice(gradient: Tensor | None, first: int, columns: int) -> Tensor | None:
-    """Zeros for a part of a gradient, to be summed in float32."""
+def _float32_zeros(gradient: Tensor | None, first: int, columns: int) -> Tensor | None:
+    """A part of a gradient, to be summed in float32."""
     if gradient is None:
         return None
     return torch.zeros_like(gradient[first : first + columns], dtype=torch.float32)
@@ -285,20 +280,20 @@ def logprob_backward(
     low = memory_mode == "low"
     buffer_bytes = LOW_BYTES if low else EXP_BYTES
     row_bytes = weight.shape[0] * hidden.dtype.itemsize
-    rows = chunk_rows or _even(hidden.shape[0], _rows_of_buffer(buffer_bytes, row_bytes))
+    most = _rows_of_buffer(buffer_bytes, row_bytes)
+    rows = chunk_rows or even_rows(hidden.shape[0], most, TILE_ROWS)
     need_hidden, *others = needed
     with torch.autocast(hidden.device.type, enabled=False):
         if not low:
-            gradients = Gradients.zeros(hidden, weight, head.bias, needed, torch.float32)
+            gradients = Gradients.allocate(hidden, weight, head.bias, needed, torch.float32)
             backward.by_rows(gradients, rows)
         else:
-            gradients = Gradients.zeros(hidden, weight, head.bias, needed, weight.dtype)
+            gradients = Gradients.allocate(hidden, weight, head.bias, needed, weight.dtype)
             together = any(others) and 4 * hidden.numel() <= LOW_BYTES
             if need_hidden and not together:
                 backward.by_rows(Gradients(gradients.hidden, None, None), rows)
             if any(others):
-                own_hidden = gradients.hidden if together else None
-                backward.by_vocabulary(Gradients(own_hidden, gradients.weight, gradients.bias))
+                backward.by_vocabulary(gradients, with_hidden=need_hidden and together)
     return gradients.cast(
         (hidden.dtype, weight.dtype, None if head.bias is None else head.bias.dtype)
     )
@@ -326,9 +321,9 @@ def policy_gradient(
     num_rows, num_vocab = hidden.shape[0], weight.shape[0]
     logp, entropy = (hidden.new_zeros(num_rows, dtype=torch.float32) for _ in range(2))
     kept_dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
-    gradients = Gradients.zeros(hidden, weight, head.bias, needed, torch.float32, kept_dtype)
+    gradients = Gradients.allocate(hidden, weight, head.bias, needed, torch.float32, kept_dtype)
     most = _rows_of_buffer(EXP_BYTES, num_vocab * hidden.dtype.itemsize)
-    rows = chunk_rows or _even(num_rows, most)
+    rows = chunk_rows or even_rows(num_rows, most, TILE_ROWS)
     slices = _Slices(hidden, weight, rows, slice_columns(rows, num_vocab))
     buffer = hidden.new_empty((rows, _padded_columns(num_vocab)))
     keep_logits = entropy_weights is not None
@@ -351,7 +346,7 @@ def policy_gradient(
             row_scale, scale = _finished(kernels, exp, grad_logp, grad_entropy)
             gradients.add(exp, states, weight, at, row_scale=row_scale, scale=scale)
     _zero_skipped(row_class, logp, entropy)
-    return logp, entropy, gradients
+    return logp, entropy, gradients.settle()
 
 
 def _finished(

@@ -16,6 +16,16 @@ GRADIENT, FORWARD, SKIP = range(3)
 even that is"""
 
 
+def even_rows(num_rows: int, most: int, multiple: int = 1) -> int:
+    """Rows of a chunk, when chunks of at most `most` are as few and as equal as possible.
+
+    A multiple of `multiple`, as `most` is.
+    """
+    chunks = max(1, -(-num_rows // most))
+    rows = -(-num_rows // chunks)
+    return max(1, -(-rows // multiple)) * multiple
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Rows to run together."""

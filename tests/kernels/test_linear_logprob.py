@@ -210,9 +210,9 @@ def test_without_gradients_nothing_is_saved():
 
 def test_default_chunks_are_sized_by_bytes():
     cpu = torch.device("cpu")
-    # 64 MiB / (151936 * 4) = 110 rows; float64 half of it; never under 16.
-    assert linear_chunked.default_chunk_rows(cpu, 151936, 4) == 110
-    assert linear_chunked.default_chunk_rows(cpu, 151936, 8) == 55
+    # 128 MiB / (151936 * 4) = 220 rows; float64 half of it; never under 16.
+    assert linear_chunked.default_chunk_rows(cpu, 151936, 4) == 220
+    assert linear_chunked.default_chunk_rows(cpu, 151936, 8) == 110
     assert linear_chunked.default_chunk_rows(cpu, 10**9, 4) == 16
 
 

@@ -7,7 +7,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sec_grpo.kernels.rows import FORWARD, GRADIENT, SKIP, row_chunks
+from sec_grpo.kernels.rows import FORWARD, GRADIENT, SKIP, even_rows, row_chunks
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from([1, 128]))
+def test_even_chunks_are_as_few_as_possible(num_rows, most, multiple):
+    most *= multiple
+    rows = even_rows(num_rows, most, multiple)
+    assert multiple <= rows <= most
+    assert rows % multiple == 0
+    assert -(-num_rows // rows) <= max(1, -(-num_rows // most))
+    if multiple == 1 and num_rows:
+        chunks = -(-num_rows // rows)
+        assert rows * chunks - num_rows < chunks
 
 
 def test_without_classes_chunks_are_slices():

@@ -128,7 +128,7 @@ def linear_logprob(
         logit_scale, softcap: above 0.
         return_entropy: also return the entropy, differentiable.
         chunk_size: rows in a chunk; the result depends on it only by rounding. None takes what fits
-            the default buffers: with torch 64 MiB (CPU) or 256 MiB (GPU) of float32 logits, of
+            the default buffers: with torch 128 MiB (CPU) or 256 MiB (GPU) of float32 logits, of
             which about three are alive at once; with triton 832 MiB of exponentials or gradients in
             the inputs' dtype.
         memory_mode: "low" makes the backward on a GPU go through slices of the vocabulary: 128 MiB
