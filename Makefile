@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 ARGS ?=
+INTEGRATIONS := trl-oldest verl-0.7 verl-0.8 verl-newest
 
-.PHONY: help quickstart test test-trl-oldest sanitize lint format bench gpu-check wheel clean
+.PHONY: help quickstart test $(INTEGRATIONS:%=test-%) sanitize lint format bench gpu-check wheel clean
 
 help:
 	@echo "make quickstart  watch a tiny model learn: random order against SEC (3 minutes)"
 	@echo "make test        every test"
-	@echo "make test-trl-oldest  the tests of the TRL adapter with the oldest TRL, in an environment of its own"
+	@echo "make test-NAME   the tests of an integration in an environment of its own, NAME being one of"
+	@echo "                 $(INTEGRATIONS)"
 	@echo "make sanitize    the C++ tests under ASan, UBSan and TSan"
 	@echo "make lint        ruff, clang-format, mypy"
 	@echo "make format      rewrite the sources as lint wants them"
@@ -29,7 +31,7 @@ test: $(VENV)/.test
 # Other versions of the trainers that the integrations fit into: tests/integrations/environments/
 # has their requirements, one file an environment; the package comes as a wheel, so that each
 # environment has the same.
-test-trl-oldest: test-%: build/venvs/%/.installed $(VENV)/.built
+$(INTEGRATIONS:%=test-%): test-%: build/venvs/%/.installed $(VENV)/.built
 	@rm -rf build/wheels
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheels .
 	$(<D)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheels/*.whl

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 from trl import GRPOConfig
 
 from sec_grpo.curriculum import Curriculum
-from sec_grpo.curriculum.features import read_categories
+from sec_grpo.integrations.curriculum import Pace, curriculum_over
 from sec_grpo.trainer.prompts import Category
-from sec_grpo.trainer.setup import make_curriculum
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The category of each row, as `make_curriculum` takes it."""
-
-    categories: Sequence[Any]
-
-    def __len__(self) -> int:
-        return len(self.categories)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long the run is, as `make_curriculum` asks for it."""
-
-    max_steps: int
-    updates_per_generation: float
 
 
 def arguments_of(function: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
@@ -56,25 +36,9 @@ def curriculum_of(
             "(datasets.Dataset.from_list(list(stream))), or train with trl.GRPOTrainer"
         )
     settings = GRPOConfig if config is None else config
-    if isinstance(curriculum, Curriculum):
-        labels = Labels(range(len(train_dataset)))
-    else:
-        labels = Labels(_labels(category, train_dataset))
-    return make_curriculum(curriculum, cast(Any, labels), cast(Any, _pace(settings)), settings.seed)
-
-
-def _labels(category: Category, train_dataset: Any) -> Sequence[Any]:
-    if len(train_dataset) == 0:
-        raise ValueError("train_dataset is empty: there is no prompt to train on")
-    if category is None:
-        return ["all"] * len(train_dataset)
-    try:
-        return read_categories(train_dataset, cast(Any, category)).labels
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            f"category={category!r:.60} does not fit train_dataset: {error}. category must be a "
-            "column, a list of columns, or a function of the row; None trains without arms"
-        ) from error
+    return curriculum_over(
+        curriculum, category, train_dataset, seed=settings.seed, pace=_pace(settings)
+    )
 
 
 def _pace(config: Any) -> Pace:
