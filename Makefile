@@ -7,13 +7,13 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 ARGS ?=
 INTEGRATIONS := trl-oldest verl-0.7 verl-0.8 verl-newest
 
-.PHONY: help quickstart test $(INTEGRATIONS:%=test-%) sanitize lint format bench gpu-check wheel clean
+.PHONY: help quickstart test test-integrations $(INTEGRATIONS:%=test-%) sanitize lint format bench gpu-check wheel clean
 
 help:
 	@echo "make quickstart  watch a tiny model learn: random order against SEC (3 minutes)"
 	@echo "make test        every test"
-	@echo "make test-NAME   the tests of an integration in an environment of its own, NAME being one of"
-	@echo "                 $(INTEGRATIONS)"
+	@echo "make test-integrations  the oldest TRL and the newest verl, each in an environment of its own"
+	@echo "make test-NAME   one of these environments: $(INTEGRATIONS)"
 	@echo "make sanitize    the C++ tests under ASan, UBSan and TSan"
 	@echo "make lint        ruff, clang-format, mypy"
 	@echo "make format      rewrite the sources as lint wants them"
@@ -27,6 +27,8 @@ quickstart: $(VENV)/.built
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+test-integrations: test-trl-oldest test-verl-newest
 
 # Other versions of the trainers that the integrations fit into: tests/integrations/environments/
 # has their requirements, one file an environment; the package comes as a wheel, so that each

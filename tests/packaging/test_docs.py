@@ -163,6 +163,6 @@ def test_the_workflow_runs_what_the_makefile_has() -> None:
         step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
     ]
     makefile = (ROOT / "Makefile").read_text()
-    assert {"make lint", "make test", "make sanitize"} == set(runs)
+    assert {"make lint", "make test", "make sanitize", "make test-integrations"} == set(runs)
     for run in runs:
         assert f"\n{run.split()[1]}:" in makefile
