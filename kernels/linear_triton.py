@@ -30,8 +30,11 @@ PRODUCT: Literal["library", "fused"] = "library"
 # Bytes of a chunk's exponentials (C, V): the larger, the fewer trips of the float32 gradient of the
 # weight through memory. With the other buffers it stays below 1 GiB.
 EXP_BYTES = 832 << 20
-# Bytes of the gradients (N, S) of a slice of the vocabulary in the mode of least memory.
-LOW_BYTES = 128 << 20
+# In the mode of least memory, which stays below 0.3 GiB: bytes of a chunk's gradients (C, V), of a
+# slice's (N, S), and of the float32 (N, D) up to which hidden's are made along with the slices.
+LOW_ROWS_BYTES = 192 << 20
+LOW_SLICE_BYTES = 64 << 20
+LOW_HIDDEN_BYTES = 128 << 20
 # Bytes of a slice's float32 logits (C, S): an H100 has 50 MB of second-level cache.
 SLICE_BYTES = 32 << 20
 # Rows of a chunk where only log-probabilities are made, which need no (C, V) buffer.
@@ -202,7 +205,7 @@ class _Backward:
         sizes = [len(part) for part in states]
         together = self.hidden if self.row_class is None else torch.cat(states)
         launches = [self.kernels(chunk) for chunk in chunks]
-        columns = min(LOW_BYTES // (2 * sum(sizes)), SLICE_BYTES // (4 * max(sizes)))
+        columns = min(LOW_SLICE_BYTES // (2 * sum(sizes)), SLICE_BYTES // (4 * max(sizes)))
         columns = max(columns // TILE_COLUMNS, 1) * TILE_COLUMNS
         slices = _Slices(self.hidden, self.weight, max(sizes), columns)
         buffer = self.hidden.new_empty((sum(sizes), columns))
@@ -278,7 +281,7 @@ def logprob_backward(
         _float16_scale(hidden.dtype, grad_logp, grad_entropy),
     )
     low = memory_mode == "low"
-    buffer_bytes = LOW_BYTES if low else EXP_BYTES
+    buffer_bytes = LOW_ROWS_BYTES if low else EXP_BYTES
     row_bytes = weight.shape[0] * hidden.dtype.itemsize
     most = _rows_of_buffer(buffer_bytes, row_bytes)
     rows = chunk_rows or even_rows(hidden.shape[0], most, TILE_ROWS)
@@ -289,7 +292,7 @@ def logprob_backward(
             backward.by_rows(gradients, rows)
         else:
             gradients = Gradients.allocate(hidden, weight, head.bias, needed, weight.dtype)
-            together = any(others) and 4 * hidden.numel() <= LOW_BYTES
+            together = any(others) and 4 * hidden.numel() <= LOW_HIDDEN_BYTES
             if need_hidden and not together:
                 backward.by_rows(Gradients(gradients.hidden, None, None), rows)
             if any(others):

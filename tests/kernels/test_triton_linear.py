@@ -369,3 +369,26 @@ def test_no_rows(triton_device):
     (logp.sum() + entropy.sum()).backward()
     assert logp.shape == entropy.shape == (0,)
     assert (weight.grad == 0).all()
+
+
+def test_least_memory_without_hidden_along(triton_device, monkeypatch):
+    """Hidden's gradient by rows, where its float32 would be large, is that made with the slices."""
+    *tensors, targets = make(torch.float32, with_bias=True)
+
+    def compute(h, w, b):
+        logp, entropy = linear_logprob(
+            h,
+            w,
+            targets.to(h.device),
+            bias=b,
+            return_entropy=True,
+            memory_mode="low",
+            backend="triton",
+        )
+        return (), (logp * torch.linspace(-1, 1, N).to(logp) + entropy).sum()
+
+    along = run(compute, tensors, torch.float32, triton_device)
+    monkeypatch.setattr(linear_triton, "LOW_HIDDEN_BYTES", 0)
+    apart = run(compute, tensors, torch.float32, triton_device)
+    for a, b in zip(along, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
