@@ -47,7 +47,7 @@ def peak_bytes(call, device: str) -> int:
         call()
     events = record.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(0, *itertools.accumulate(change for _, change in changes))
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 
 def measure(benchmark, call, device: str, **extra) -> None:
@@ -111,6 +111,38 @@ def test_policy_loss(benchmark, device, backend):
 
     torch.testing.assert_close(call(own), call(eager))
     measure(benchmark, call, device, tokens=65536, least_mb=5 * 4 * 65536 / 1e6)
+
+
+@pytest.mark.parametrize("work", ["own", "copy"])
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_advantages_and_policy_loss(benchmark, device, work):
+    """1024 rollouts of 1024 tokens: advantages, loss, gradient; beside a copy of as many bytes.
+
+    Bytes: the forward reads logp and old and writes the gradient, the backward reads and writes it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logp = -torch.rand(1024, 1024, generator=generator).to(device)
+    old = logp - 0.2 * torch.randn(1024, 1024, generator=generator).to(device)
+    rewards = torch.rand(1024, generator=generator).to(device)
+    leaf = logp.clone().requires_grad_()
+    touched = 5 * logp.numel() * logp.element_size()
+    source = torch.empty(touched // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def own():
+        leaf.grad = None
+        advantages = group_advantages(rewards, num_generations=8).advantages
+        policy_loss(leaf, advantages, old_logprobs=old).loss.backward()
+
+    own()
+    grouped = rewards.view(-1, 8)
+    deviation = grouped - grouped.mean(1, keepdim=True)
+    advantages = (deviation / (grouped.std(1, keepdim=True) + 1e-4)).view(-1, 1)
+    ratio = (logp - old).exp()
+    live = torch.where(advantages > 0, ratio <= 1.2, ratio >= 0.8)
+    torch.testing.assert_close(leaf.grad, -(ratio * advantages * live) / logp.numel())
+    call = own if work == "own" else lambda: target.copy_(source)
+    measure(benchmark, call, device, tokens=logp.numel(), touched_mb=touched / 1e6)
 
 
 @pytest.mark.parametrize("head", ["chunked", "eager"])

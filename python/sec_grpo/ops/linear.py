@@ -132,7 +132,7 @@ def linear_logprob(
             which about three are alive at once; with triton 832 MiB of exponentials or gradients in
             the inputs' dtype.
         memory_mode: "low" makes the backward on a GPU go through slices of the vocabulary: at most
-            0.3 GiB of buffers and no float32 (V, D) gradient, for a third to two thirds more time.
+            0.3 GiB of buffers and no float32 (V, D) gradient.
         backend: "triton" (GPU; no float64), "torch", or "auto": triton on a GPU, but torch for
             float64. The same call twice gives the same bits.
 
