@@ -27,7 +27,7 @@ from sec_grpo.kernels import linear_triton
 SHAPES = [(16384, 2048), (16384, 4096), (4096, 2048)]
 V = 151936
 EXP_MIB = (416, 832)
-SLICE_MIB = (8, 16, 32, 64, 2048)
+SLICE_MIB = (10, 20, 40, 80, 2048)
 ROUNDS = 9
 
 

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from sec_grpo.kernels.matmul import num_processors
 from sec_grpo.kernels.row_exp import anchor_of, distance_from, mask_logits
 
 BLOCK_M, BLOCK_K = 128, 64
@@ -173,12 +174,6 @@ def block_columns(device: torch.device) -> int:
     return columns // 2
 
 
-def _num_programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def linear_exp(
     states: Tensor,
     weight: Tensor,
@@ -198,7 +193,7 @@ def linear_exp(
     tiles = triton.cdiv(states.shape[0], BLOCK_M) * triton.cdiv(weight.shape[0], block_n)
     states_desc = TensorDescriptor.from_tensor(states, [BLOCK_M, BLOCK_K])
     out = states if exp is None else exp
-    _linear_exp_kernel[(min(_num_programs(weight.device), tiles),)](
+    _linear_exp_kernel[(min(num_processors(weight.device), tiles),)](
         states_desc,
         TensorDescriptor.from_tensor(weight, [block_n, BLOCK_K]),
         TensorDescriptor.from_tensor(out, [BLOCK_M, block_n // 4]),

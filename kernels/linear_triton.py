@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sec_grpo.kernels import linear_exp, policy_loss, row_exp
 from sec_grpo.kernels.head import Gradients, Head, RowStatistics
-from sec_grpo.kernels.matmul import accumulate, product_into
+from sec_grpo.kernels.matmul import accumulate, num_processors, product_into
 from sec_grpo.kernels.reference import PolicyInputs, PolicyLossSpec
 from sec_grpo.kernels.row_kernels import RowKernels
 from sec_grpo.kernels.rows import SKIP, Chunk, even_rows, row_chunks
@@ -35,8 +35,8 @@ EXP_BYTES = 832 << 20
 LOW_ROWS_BYTES = 192 << 20
 LOW_SLICE_BYTES = 64 << 20
 LOW_HIDDEN_BYTES = 128 << 20
-# Bytes of a slice's float32 logits (C, S): an H100 has 50 MB of second-level cache.
-SLICE_BYTES = 32 << 20
+# Bytes of a slice's float32 logits (C, S), at most: an H100 has 50 MB of second-level cache.
+SLICE_BYTES = 40 << 20
 # Rows of a chunk where only log-probabilities are made, which need no (C, V) buffer.
 FORWARD_ROWS = 4096
 # A tile of the library's products; chunks and slices are whole tiles.
@@ -47,11 +47,22 @@ def _rows_of_buffer(num_bytes: int, row_bytes: int) -> int:
     return max(TILE_ROWS, num_bytes // max(1, row_bytes) // TILE_ROWS * TILE_ROWS)
 
 
-def slice_columns(chunk_rows: int, num_vocab: int) -> int:
-    """S: whole blocks of the row kernels whose float32 logits fit the cache."""
+def slice_columns(chunk_rows: int, num_vocab: int, processors: int) -> int:
+    """S: whole blocks of the row kernels whose float32 logits fit the cache.
+
+    Of these the one whose product keeps the GPU's processors busiest, taking them to work on one
+    tile each at a time; of equals the largest.
+    """
     block = row_exp.BLOCK
-    columns = max(block, SLICE_BYTES // (4 * max(1, chunk_rows)) // block * block)
-    return min(columns, triton.cdiv(num_vocab, TILE_COLUMNS) * TILE_COLUMNS)
+    most = max(1, SLICE_BYTES // (4 * max(1, chunk_rows) * block))
+    tiles_m = triton.cdiv(chunk_rows, TILE_ROWS)
+
+    def busy(blocks: int) -> float:
+        tiles = tiles_m * triton.cdiv(blocks * block, TILE_COLUMNS)
+        return tiles / (triton.cdiv(tiles, processors) * processors)
+
+    best = max(range(1, most + 1), key=lambda blocks: (busy(blocks), blocks))
+    return min(best * block, triton.cdiv(num_vocab, TILE_COLUMNS) * TILE_COLUMNS)
 
 
 class _Slices:
@@ -71,6 +82,11 @@ class _Slices:
     def __iter__(self) -> Iterator[int]:
         """First columns."""
         return iter(range(0, self._weight.shape[0], self.columns))
+
+
+def _slices(hidden: Tensor, weight: Tensor, chunk_rows: int) -> _Slices:
+    columns = slice_columns(chunk_rows, weight.shape[0], num_processors(hidden.device))
+    return _Slices(hidden, weight, chunk_rows, columns)
 
 
 def _padded_columns(num_vocab: int) -> int:
@@ -97,7 +113,7 @@ def logprob_forward(
     num_rows = hidden.shape[0]
     results = RowStatistics(*(hidden.new_zeros(num_rows, dtype=torch.float32) for _ in range(4)))
     rows = chunk_rows or even_rows(num_rows, FORWARD_ROWS, TILE_ROWS)
-    slices = _Slices(hidden, weight, rows, slice_columns(rows, weight.shape[0]))
+    slices = _slices(hidden, weight, rows)
     with torch.autocast(hidden.device.type, enabled=False):
         for chunk in row_chunks(row_class, num_rows, rows):
             _, found, _ = _forward(chunk, hidden, weight, targets, head, slices, None)
@@ -178,7 +194,7 @@ class _Backward:
     def by_rows(self, gradients: Gradients, chunk_rows: int) -> None:
         """Chunk after chunk of rows, with the whole vocabulary."""
         num_vocab = self.weight.shape[0]
-        slices = _Slices(self.hidden, self.weight, chunk_rows, slice_columns(chunk_rows, num_vocab))
+        slices = _slices(self.hidden, self.weight, chunk_rows)
         buffer = self.hidden.new_empty((chunk_rows, _padded_columns(num_vocab)))
         for chunk in row_chunks(self.row_class, self.hidden.shape[0], chunk_rows):
             if not chunk.has_gradient:
@@ -327,7 +343,7 @@ def policy_gradient(
     gradients = Gradients.allocate(hidden, weight, head.bias, needed, torch.float32, kept_dtype)
     most = _rows_of_buffer(EXP_BYTES, num_vocab * hidden.dtype.itemsize)
     rows = chunk_rows or even_rows(num_rows, most, TILE_ROWS)
-    slices = _Slices(hidden, weight, rows, slice_columns(rows, num_vocab))
+    slices = _slices(hidden, weight, rows)
     buffer = hidden.new_empty((rows, _padded_columns(num_vocab)))
     keep_logits = entropy_weights is not None
     with torch.autocast(hidden.device.type, enabled=False):

@@ -25,6 +25,13 @@ def _slices(size: int, row_bytes: int) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, size, rows)]
 
 
+def num_processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 elsewhere."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a (M, K) x b (K, N) -> (M, N) in `dtype`."""
     return product_into(a.new_empty(a.shape[0], b.shape[1], dtype=dtype), a, b)

@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK = 4096
-NUM_WARPS = 8
+BLOCK = 1024
+NUM_WARPS = 4
 TARGET_WARPS = 4
 COMBINE_WARPS = 4
 # Blocks' statistics that one program of the combining kernel holds.

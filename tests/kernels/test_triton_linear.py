@@ -392,3 +392,14 @@ def test_least_memory_without_hidden_along(triton_device, monkeypatch):
     apart = run(compute, tensors, torch.float32, triton_device)
     for a, b in zip(along, apart, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_slices_fit_the_cache_and_fill_the_processors(monkeypatch):
+    monkeypatch.setattr(row_exp, "BLOCK", 1024)
+    monkeypatch.setattr(linear_triton, "SLICE_BYTES", 40 << 20)
+    # 22 x 12 tiles are two rounds of 132 processors, 16 x 16 nearly so.
+    assert linear_triton.slice_columns(2816, 151936, 132) == 3072
+    assert linear_triton.slice_columns(2048, 151936, 132) == 4096
+    # Never less than a block, nor much more than the vocabulary.
+    assert linear_triton.slice_columns(10**6, 151936, 132) == 1024
+    assert linear_triton.slice_columns(128, 507, 132) == 512
