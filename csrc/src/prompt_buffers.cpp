@@ -123,20 +123,21 @@ void PromptBuffers::plan(const std::uint32_t* arms, std::size_t count, std::int6
 void PromptBuffers::draw(const std::uint32_t* arms, std::size_t count, std::int64_t step,
                          PhiloxKey key, std::int64_t* prompts) {
   std::array<std::array<Exchange, kDrawChunk>, 2> exchanges;
-  const auto size_at = [=](std::size_t begin) {
-    return begin < count ? std::min(kDrawChunk, count - begin) : 0;
-  };
+  const auto size_at = [=](std::size_t begin) { return std::min(kDrawChunk, count - begin); };
   load_segments(arms, size_at(0));
   std::size_t planned = 0;
-  for (std::size_t begin = 0, turn = 0; begin < count + kDrawChunk;
-       begin += kDrawChunk, turn ^= 1) {
-    const std::size_t next = begin + kDrawChunk;
-    load_segments(arms + next, size_at(next));
-    plan(arms + begin, size_at(begin), step, key, exchanges[turn].data());
-    for (std::size_t i = 0; i < planned; ++i) {
-      prompts[begin - kDrawChunk + i] = apply(exchanges[turn ^ 1][i], slots_.data());
+  for (std::size_t begin = 0, turn = 0; begin < count || planned > 0; turn ^= 1) {
+    const std::size_t size = begin < count ? size_at(begin) : 0;
+    if (size > 0) {
+      const std::size_t next = begin + size;
+      if (next < count) load_segments(arms + next, size_at(next));
+      plan(arms + begin, size, step, key, exchanges[turn].data());
     }
-    planned = size_at(begin);
+    for (std::size_t i = 0; i < planned; ++i) {
+      prompts[begin - planned + i] = apply(exchanges[turn ^ 1][i], slots_.data());
+    }
+    planned = size;
+    begin += size;
   }
 }
 
@@ -146,7 +147,7 @@ void PromptBuffers::add(const std::int32_t* codes, std::size_t count, std::uint3
   segments.resize(num_arms);
   std::vector<std::uint32_t> more(num_arms);
   for (std::size_t i = 0; i < count; ++i) ++more[static_cast<std::size_t>(codes[i])];
-  std::vector<Growth> growths = growths_;
+  std::vector<Growth> growths;
   std::vector<DrawsOffset> offsets;
   std::size_t end = slots_.size();
   std::vector<std::uint32_t> next(num_arms);
@@ -171,7 +172,7 @@ void PromptBuffers::add(const std::int32_t* codes, std::size_t count, std::uint3
   if (end > 0xFFFFFFFFu) {
     throw std::invalid_argument("the arms have grown past 2^32 places; build a new curriculum");
   }
-  std::stable_sort(growths.begin(), growths.end(), by_arm);
+  forget_old_growths(growths.size());
   slots_.resize(end);  // the last thing that can throw
   for (std::size_t arm = 0; arm < segments_.size(); ++arm) {
     const Segment& old = segments_[arm];
@@ -185,8 +186,22 @@ void PromptBuffers::add(const std::int32_t* codes, std::size_t count, std::uint3
         first_prompt + static_cast<std::uint32_t>(i);
   }
   segments_ = std::move(segments);
-  growths_ = std::move(growths);
+  growths_.insert(growths_.end(), growths.begin(), growths.end());
   offsets_ = std::move(offsets);
+}
+
+bool PromptBuffers::is_current(const Growth& growth) const {
+  return growth.epoch >= window_start(segments_[growth.arm].epoch);
+}
+
+// Makes room for `count` growths more, by dropping those of older windows where there is none.
+void PromptBuffers::forget_old_growths(std::size_t count) {
+  if (growths_.size() + count <= growths_.capacity()) return;
+  const auto end =
+      std::stable_partition(growths_.begin(), growths_.end(),
+                            [this](const Growth& growth) { return is_current(growth); });
+  growths_.erase(end, growths_.end());
+  growths_.reserve(std::max(growths_.size() + count, 2 * growths_.size()));
 }
 
 BufferState PromptBuffers::state() const {
@@ -196,8 +211,9 @@ BufferState PromptBuffers::state() const {
     state.last_drawn_steps.push_back(last_drawn_step(arm));
   }
   for (const Growth& growth : growths_) {
-    if (growth.epoch >= window_start(segments_[growth.arm].epoch)) state.growths.push_back(growth);
+    if (is_current(growth)) state.growths.push_back(growth);
   }
+  std::stable_sort(state.growths.begin(), state.growths.end(), by_arm);
   state.offsets = offsets_;
   return state;
 }

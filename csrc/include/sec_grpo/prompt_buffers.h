@@ -108,13 +108,15 @@ class PromptBuffers {
   void load_segments(const std::uint32_t* arms, std::size_t count) const;
   void plan(const std::uint32_t* arms, std::size_t count, std::int64_t step, PhiloxKey key,
             Exchange* exchanges);
+  bool is_current(const Growth& growth) const;
+  void forget_old_growths(std::size_t count);
   void check_position(std::size_t arm, const ArmPosition& position) const;
   std::int64_t offset(std::uint32_t arm) const;
 
   HugeVector<Segment> segments_;
   // The prompts, arm by arm, in segments that may lie apart once arms have grown.
   HugeVector<std::uint32_t> slots_;
-  // Of the current window of each arm, those of older ones being dropped when a state is taken.
+  // In the order in which they came; those of windows that are over may still be among them.
   std::vector<Growth> growths_;
   std::vector<DrawsOffset> offsets_;
 };
