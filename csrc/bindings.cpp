@@ -331,7 +331,7 @@ PYBIND11_MODULE(_core, m) {
       .def("assign", &assign, py::arg("scores").noconvert(), py::arg("temperature") = 1.0)
       .def("reduce", &reduce, py::arg("indices").noconvert(), py::arg("advantages") = py::none(),
            py::arg("rewards") = py::none())
-      .def("td_update", &Engine::td_update, py::arg("reduction"), py::kw_only(), py::arg("alpha"),
+      .def("td_update", &Engine::td_update, py::arg("reduction"), py::arg("alpha"),
            py::arg("temperature"), py::arg("decay_undrawn"), release_gil)
       .def("record", &Engine::record, py::arg("reduction"), release_gil)
       .def("arm_indices", &arm_indices, py::arg("indices").noconvert())

@@ -45,13 +45,16 @@ class Product {
     }
   }
 
-  // The products in one scale; those far below the largest come out as 0.
+  // The products in one scale, 0 where they are far below the largest: numbers that are not normal
+  // would take a hundred times as long.
   Row scaled() const {
+    constexpr double kLeastShown = 0x1p-900;
     const std::int64_t largest = *std::max_element(exponent_.begin(), exponent_.end());
     Row result{};
     for (std::size_t x = 0; x < kGridPoints; ++x) {
       if (exponent_[x] == largest) result[x] = value_[x];
       if (exponent_[x] == largest - 1) result[x] = value_[x] * kTiny;
+      if (result[x] < kLeastShown) result[x] = 0.0;
     }
     return result;
   }

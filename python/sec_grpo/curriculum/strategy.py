@@ -84,12 +84,7 @@ class Feedback:
         outside the batch keep Q ("keep") or take r = 0 ("decay"). Only the drawn arms cost time
         with "keep". Raises ValueError without advantages or for parameters out of range.
         """
-        self._engine.td_update(
-            self._reduction,
-            alpha=alpha,
-            temperature=temperature,
-            decay_undrawn=undrawn == "decay",
-        )
+        self._engine.td_update(self._reduction, alpha, temperature, undrawn == "decay")
 
 
 class Strategy:
@@ -210,7 +205,26 @@ class Strategy:
         return self.memory
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave, on a freshly bound copy of the strategy."""
+        """Put back what `state_dict` gave, on a freshly bound copy of the strategy.
+
+        By default into the memory. Raises ValueError for a state that lacks what `on_bind` put
+        there, or holds arrays of another kind or for another number of arms.
+        """
+        num_arms = len(self._arms)
+        for name, fresh in self.memory.items():
+            if name not in state:
+                raise ValueError(f"the memory must hold {name!r}, which is missing")
+            saved = state[name]
+            if not isinstance(fresh, np.ndarray):
+                continue
+            if not isinstance(saved, np.ndarray) or saved.dtype.kind != fresh.dtype.kind:
+                raise ValueError(
+                    f"memory[{name!r}] must be an array of {fresh.dtype}, got {saved!r:.60}"
+                )
+            if fresh.ndim != saved.ndim or (len(fresh) == num_arms and fresh.shape != saved.shape):
+                raise ValueError(
+                    f"memory[{name!r}] must have shape {fresh.shape}, got {saved.shape}"
+                )
         self.memory.clear()
         self.memory.update(state)
 
