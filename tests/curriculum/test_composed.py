@@ -97,6 +97,15 @@ def test_discounted_beta_needs_a_rate() -> None:
         curriculum.observe([0], advantages=[[1.5, -1.5]])
 
 
+def test_a_batch_that_the_estimator_refuses_leaves_nothing() -> None:
+    curriculum = Curriculum([1, 2], Composed("learning_progress", DiscountedBeta()))
+    curriculum.observe([0], rewards=[[1.0, 1.0]])
+    before = curriculum.to_bytes()
+    with pytest.raises(ValueError, match=r"needs a signal in \[0, 1\]"):
+        curriculum.observe([0], rewards=[[0.0, 0.0]])  # a change of -1
+    assert curriculum.to_bytes() == before
+
+
 def test_greedy_by_hand() -> None:
     curriculum = Curriculum([1, 2, 4], Composed("regret", EMA(1.0), Greedy(0.3)), arms=[1, 2, 3, 4])
     assert curriculum.probabilities() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])

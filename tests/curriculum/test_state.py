@@ -199,6 +199,37 @@ def test_a_strategy_can_refuse_its_state() -> None:
     assert curriculum.state_dict() == before
 
 
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        ({"calls": 1, "log": []}, "'total', which is missing"),
+        ({"calls": 1, "log": [], "total": [0, 0, 0]}, "must be an array of float32, got"),
+        ({"calls": 1, "log": [], "total": np.zeros(3, int)}, "must be an array of float32"),
+        ({"calls": 1, "log": [], "total": np.zeros(2)}, r"must have shape \(3,\), got \(2,\)"),
+        ({"calls": 1, "log": [], "total": np.zeros((3, 1))}, r"shape \(3,\), got \(3, 1\)"),
+    ],
+)
+def test_the_memory_of_another_version_is_refused(memory: dict, message: str) -> None:
+    class Other(Noisy):
+        @property
+        def name(self) -> str:
+            return "Noisy"
+
+        def state_dict(self) -> dict:
+            return memory
+
+    other = Curriculum(CATEGORIES, Other())
+    advance(other, 2)
+    curriculum = Curriculum(CATEGORIES, Noisy())
+    advance(curriculum, 1)
+    before = curriculum.state_dict()
+    with pytest.raises(
+        CurriculumStateError, match=f"Noisy refuses its part of the state.*{message}"
+    ):
+        curriculum.load_state_dict(other.state_dict())
+    assert curriculum.state_dict() == before
+
+
 def test_state_that_cannot_be_saved_is_named() -> None:
     class Odd(Strategy):
         def state_dict(self) -> dict:

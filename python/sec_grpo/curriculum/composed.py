@@ -102,16 +102,19 @@ class Composed(Strategy):
         observed = np.bincount(arms, minlength=len(self.memory["observed"]))
         some = feedback.advantages if feedback.rewards is None else feedback.rewards
         assert some is not None
+        seen = arms
         if signal.relative:
             last = self.memory["last"]
+            means = np.bincount(arms, weights=values, minlength=len(last))[feedback.arms]
             change = values - last[arms]
-            means = np.bincount(arms, weights=values, minlength=len(last))
-            last[feedback.arms] = (means[feedback.arms]) / observed[feedback.arms]
             # An arm's first batch has nothing to be compared with.
             known = ~np.isnan(change)
-            arms, values = arms[known], change[known]
-        if len(arms):
-            self.estimator.update(self.memory, arms, values, some.shape[1])
+            seen, values = arms[known], change[known]
+        if len(seen):
+            self.estimator.update(self.memory, seen, values, some.shape[1])
+        # Nothing is kept of a batch that the estimator refuses.
+        if signal.relative:
+            last[feedback.arms] = means / observed[feedback.arms]
         self.memory["observed"] += observed
         return self._weights()
 
