@@ -15,10 +15,12 @@ import os
 import numpy as np
 import pytest
 import torch
+from curriculum_sizes import NEEDED
 from loaders import BufferLoader, ListLoader
 from torch.utils.data import RandomSampler
 
 from sec_grpo import SEC, Curriculum
+from sec_grpo.curriculum import get_strategy, strategy_names
 
 G = 8
 SIZES = [(30_000, 3), (1_000_000, 3), (1_000_000, 100), (1_000_000, 100_000)]
@@ -123,17 +125,41 @@ def test_build(benchmark, num_prompts: int, num_arms: int) -> None:
     benchmark.pedantic(Curriculum, (labels,), rounds=5, warmup_rounds=1)
 
 
-@sizes
-def test_save_and_load(benchmark, num_prompts: int, num_arms: int) -> None:
+def trained(num_prompts: int, num_arms: int) -> Curriculum:
     curriculum = Curriculum(categories(num_prompts, num_arms), SEC(ALPHA, TEMPERATURE))
     for _ in range(100):
         curriculum.observe(curriculum.draw(256), advantages=advantages(256))
-    state = curriculum.to_bytes()
-    assert len(state) < 300 + 24 * curriculum.num_arms
+    return curriculum
+
+
+@sizes
+def test_save(benchmark, num_prompts: int, num_arms: int) -> None:
+    curriculum = trained(num_prompts, num_arms)
+    state = benchmark(curriculum.to_bytes)
     benchmark.extra_info["bytes"] = len(state)
+    assert len(state) < 300 + 24 * curriculum.num_arms
 
-    def save_and_load() -> None:
-        curriculum.load_bytes(curriculum.to_bytes())
 
-    benchmark.pedantic(save_and_load, rounds=10, warmup_rounds=1)
+@sizes
+def test_load(benchmark, num_prompts: int, num_arms: int) -> None:
+    curriculum = trained(num_prompts, num_arms)
+    state = curriculum.to_bytes()
+    curriculum.draw(256)
+    benchmark.pedantic(curriculum.load_bytes, (state,), rounds=10, warmup_rounds=1)
     assert curriculum.to_bytes() == state
+
+
+@pytest.mark.parametrize("num_arms", [1_000, 100_000])
+@pytest.mark.parametrize("name", strategy_names())
+def test_step_of_every_strategy(benchmark, name: str, num_arms: int) -> None:
+    parameters = {"weights": [1.0] * num_arms} if name == "static_weights" else NEEDED.get(name, {})
+    curriculum = Curriculum(np.arange(2 * num_arms) % num_arms, get_strategy(name, **parameters))
+    values = advantages(256)
+    rewards = (values > 0).astype(np.float32)
+
+    def step() -> None:
+        curriculum.observe(curriculum.draw(256), advantages=values, rewards=rewards)
+
+    benchmark.pedantic(step, rounds=20, warmup_rounds=2)
+    assert curriculum.metrics()["observations"] == 22
+    assert curriculum.probabilities().sum() == pytest.approx(1.0)
