@@ -214,6 +214,23 @@ def test_slow_tasks_share_workers_by_default(obedient, monkeypatch):
     assert TaskReward(math, workers=0)._pool is None
 
 
+def test_only_what_takes_long_goes_to_the_processes(obedient, monkeypatch):
+    def at_once(self, text, truth):
+        if truth == "bad":
+            raise KeyError(truth)
+        return Verdict(0.5, "at once", True) if text == "2" else None
+
+    monkeypatch.setattr(type(obedient), "at_once", at_once)
+    with VerifierPool(obedient, 2) as pool:
+        assert pool.verify(["2", "2"], ["1"] * 2) == [(0.5, "at once", True)] * 2
+        assert pool._workers == []
+        verdicts = pool.verify(["1", "2", "pid"], ["1"] * 3)
+        assert [verdict.score for verdict in verdicts] == [1.0, 0.5, 1.0]
+        assert verdicts[2].reason != str(os.getpid())
+        with pytest.raises(ValueError, match="row 1 with the truth 'bad': KeyError"):
+            pool.verify(["2", "1"], ["1", "bad"])
+
+
 def test_ranks_share_the_processors(monkeypatch):
     monkeypatch.setattr(pool_module, "processors", lambda: 12)
     assert default_workers() == 8

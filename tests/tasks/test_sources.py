@@ -28,6 +28,19 @@ def test_a_task_by_name(few):
     assert not set(held_out["prompt"]) & set(rows["prompt"])
 
 
+def test_evaluation_has_no_problem_of_training(few, monkeypatch):
+    monkeypatch.setattr(few, "prompts_per_level", 630)
+    monkeypatch.setattr(few, "eval_prompts_per_level", 20)
+    # 650 problems of 2 letters: all that training leaves.
+    rows = load_rows({"name": "sort", "levels": [2, 4]}, seed=4)
+    others = load_rows({"name": "sort", "levels": [2, 4]}, seed=4, evaluation=True)
+    assert len(set(others["prompt"])) == 40
+    assert not set(others["prompt"]) & set(rows["prompt"])
+    # Too few for both: they share some.
+    monkeypatch.setattr(few, "prompts_per_level", 650)
+    assert len(load_rows({"name": "sort", "levels": [2]}, seed=4, evaluation=True)) == 20
+
+
 @pytest.mark.parametrize(
     "source",
     [

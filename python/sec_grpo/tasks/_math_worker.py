@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
+from typing import Any
 
 
 def equal(truth: str, answer: str) -> bool:
@@ -10,18 +12,23 @@ def equal(truth: str, answer: str) -> bool:
 
     What it raises counts as not equal.
     """
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import verify
 
-    config = [LatexExtractionConfig(boxed_match_priority=0)]
     try:
-        parsed = [
-            parse(f"\\boxed{{{latex}}}", config, parsing_timeout=0) for latex in (truth, answer)
-        ]
-        return bool(verify(*parsed, timeout_seconds=0))
+        return bool(verify(_parsed(truth), _parsed(answer), timeout_seconds=0))
     except MemoryError:
         raise
     except Exception:
         return False
+
+
+@lru_cache(256)
+def _parsed(latex: str) -> Any:
+    """Kept because the samples of a prompt share its truth, and parsing takes most of the time."""
+    from math_verify import LatexExtractionConfig, parse
+
+    config = [LatexExtractionConfig(boxed_match_priority=0)]
+    return parse(f"\\boxed{{{latex}}}", config, parsing_timeout=0)
 
 
 def warm_up() -> None:

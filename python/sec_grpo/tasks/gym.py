@@ -178,6 +178,9 @@ class GymTask(NumberedTask):
     def warm_up(self) -> None:
         _gym_worker.warm_up(self.dataset_name)
 
+    def at_once(self, text: str, truth: str) -> Verdict | None:
+        return None if _answer(text) else _NO_ANSWER
+
     def verify(self, text: str, truth: str) -> Verdict:
         """Right if reasoning_gym gives the answer a score of 1."""
         if not isinstance(truth, str):
@@ -185,11 +188,9 @@ class GymTask(NumberedTask):
                 f"ground_truth of task {self.name!r} must be the text that the task writes. "
                 f"Got {truth!r:.80}."
             )
-        answer = answers.last_tagged(text, _MAX_ANSWER)
-        if answer is None:
-            answer = answers.last_boxed(text, _MAX_ANSWER)
+        answer = _answer(text)
         if not answer:
-            return Verdict(0.0, "no complete <answer></answer>", False)
+            return _NO_ANSWER
         try:
             score = _scorer(self.dataset_name)(truth, answer)
         except NotFinished as error:
@@ -199,6 +200,14 @@ class GymTask(NumberedTask):
         if score >= 1.0:
             return Verdict(1.0, "right", True)
         return Verdict(score, f"reasoning_gym gives {score:g}" if score else "wrong", True)
+
+
+_NO_ANSWER = Verdict(0.0, "no complete <answer></answer>", False)
+
+
+def _answer(text: str) -> str | None:
+    answer = answers.last_tagged(text, _MAX_ANSWER)
+    return answers.last_boxed(text, _MAX_ANSWER) if answer is None else answer
 
 
 def datasets() -> tuple[str, ...]:

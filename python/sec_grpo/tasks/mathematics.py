@@ -32,8 +32,12 @@ _PROMPT = (
 )
 
 _PLAIN = (
+    # The thousands of 1\,000 and 1{,}000.
+    (re.compile(r"(?<=[0-9])(?:\\[,!]|\{,\})(?=[0-9]{3}(?![0-9]))"), ","),
     (re.compile(r"\\(?:left|right)(?![A-Za-z])|\\!\s*|\$"), ""),
     (re.compile(r"\\[,;: ]"), " "),
+    # What is left of a space at the end.
+    (re.compile(r"\\$"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:text|mbox|textnormal|mathrm)\s*\{([^{}]*)\}"), r"\1"),
     # A space counts where it keeps two numbers or words apart.
@@ -41,6 +45,7 @@ _PLAIN = (
     (re.compile(r"\s+"), " "),
     (re.compile(r"(?<=[^.])\.$"), ""),
 )
+_SPACED_COMMA = re.compile(r",(?:\s|\\[ ,;:])")
 _INTEGER = r"[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+"
 _NUMBER = re.compile(
     rf"(?P<sign>-?)(?:(?P<whole>{_INTEGER})(?P<decimals>\.[0-9]+)?"
@@ -97,6 +102,15 @@ class MathTask(Task):
         """One user message, worded as in the authors' files, for a problem in words."""
         return [{"role": "user", "content": _PROMPT.format(problem=problem)}]
 
+    def at_once(self, text: str, truth: str) -> Verdict | None:
+        answer = answers.last_boxed(text)
+        if not answer:
+            return Verdict(0.0, "no complete \\boxed{}", False)
+        if not truth.strip():
+            return Verdict(0.0, "the row has no answer", True)
+        reason = _plainly(truth, answer)
+        return None if reason is None else Verdict(float(reason == "right"), reason, True)
+
     def verify(self, text: str, truth: str) -> Verdict:
         """Well formed: the last box is closed and not empty.
 
@@ -106,40 +120,42 @@ class MathTask(Task):
             raise ValueError(
                 f"ground_truth of task 'math' must be an answer in LaTeX. Got {truth!r}."
             )
+        verdict = self.at_once(text, truth)
+        if verdict is not None:
+            return verdict
         answer = answers.last_boxed(text)
-        if not answer:
-            return Verdict(0.0, "no complete \\boxed{}", False)
-        if not truth.strip():
-            return Verdict(0.0, "the row has no answer", True)
+        assert answer is not None
         try:
-            reason = _judge(truth, answer)
+            right = _is_equal(truth, answer)
         except NotFinished as error:
             # Not kept: on a busier or freer machine the same answer may be compared in time.
-            reason = f"not compared: {error}"
-        return Verdict(float(reason == "right"), reason, True)
+            return Verdict(0.0, f"not compared: {error}", True)
+        return Verdict(float(right), "right" if right else "not equal", True)
 
 
 @lru_cache(_CACHE_SIZE)
-def _judge(truth: str, answer: str) -> str:
-    """ "right", or why not.
+def _is_equal(truth: str, answer: str) -> bool:
+    """math-verify's judgement; raises NotFinished where it gave none."""
+    return bool(_equal(truth, answer))
 
-    Raises NotFinished: the comparison gave no result.
-    """
+
+def _plainly(truth: str, answer: str) -> str | None:
+    """ "right", or why not, where text and numbers tell; None where mathematics has to."""
     if len(answer) > MAX_LENGTH:
         return f"longer than {MAX_LENGTH} characters"
     expected, given = _normalised(truth), _normalised(answer)
     if given == expected:
         return "right"
-    expected_number, given_number = _number(expected), _number(given)
+    # The space of "12, 345" says that these are two numbers.
+    lists = _SPACED_COMMA.search(truth) or _SPACED_COMMA.search(answer)
+    expected_number, given_number = (None, None) if lists else (_number(expected), _number(given))
     if expected_number is not None and given_number is not None:
         if expected_number == given_number:
             return "right"
         # Decimals go on to math-verify, which allows for rounding.
         if expected_number.denominator == given_number.denominator == 1:
             return "another number"
-    if problem := _too_hard(answer):
-        return problem
-    return "right" if _equal(truth, answer) else "not equal"
+    return _too_hard(answer)
 
 
 def _normalised(latex: str) -> str:

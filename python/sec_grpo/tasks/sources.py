@@ -115,13 +115,16 @@ def _generated(name: str, options: dict[str, Any], seed: int, evaluation: bool) 
 
 
 def _trained_on(task: Task, count: int, seed: int) -> list[Row]:
-    """The problems of training, for levels small enough to share some and big enough not to.
+    """The problems of training, of the levels that have more than those and `count` others.
 
     Where problems take long to make, there are too many for two seeds to share one.
     """
     if isinstance(task, NumberedTask):
         return []
     trained = task.prompts_per_level
-    spaces = {level: task.space(level) for level in task.levels}
-    levels = [level for level, space in spaces.items() if space is None or space > trained + count]
-    return [row for level in levels for row in task.generate(level, trained, seed)]
+    known: list[Row] = []
+    for level in task.levels:
+        rows = task.generate(level, trained + count, seed)
+        if len({task.key(row) for row in rows}) == trained + count:
+            known += rows[:trained]
+    return known
