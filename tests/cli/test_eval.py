@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from sec_grpo.cli import app
 from sec_grpo.cli.evaluate import load_model, use_chat_template
+from sec_grpo.tasks.answers import NONE
 from sec_grpo.tiny import character_tokenizer, tiny_qwen2
 
 SMALL = ["--limit", "2", "--max_completion_length", "4"]
@@ -133,14 +134,14 @@ def test_tasks_judge_their_rows(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("tiny", "--data", "countdown,arc_1d", "--category", "type,difficulty", *SMALL,
         "--output_dir", out)  # fmt: skip
-    assert {row["reason"] for row in completions(out)} == {"no complete \\boxed{}"}
+    assert {row["reason"] for row in completions(out)} == {NONE}
     labels = {level["label"] for level in summary(out)["levels"]}
     assert "('countdown', 6)" in labels
     # The rows of one task, by the words of another reward.
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "?", "ground_truth": "x", "difficulty": 1}))
     run("tiny", "--data", rows, "--reward", "{name: math}", *SMALL, "--output_dir", tmp_path / "b")
-    assert completions(tmp_path / "b")[0]["reason"] == "no complete \\boxed{}"
+    assert completions(tmp_path / "b")[0]["reason"] == NONE
 
 
 def test_chat_templates(tmp_path: Path) -> None:

@@ -51,6 +51,27 @@ def test_scores_are_those_of_each_text_alone(tokenizer):
     assert reward.__name__ == "judge"
 
 
+def test_hostile_completions(tokenizer):
+    model = classifier(tokenizer)
+    reward = RewardModel(model, tokenizer, max_length=20)
+    # A special token that the model spells is no special token.
+    assert tokenizer("a<eos>b")["input_ids"] != tokenizer("a< eos>b")["input_ids"]
+    for text in ("a<eos>b", "<eos><pad>", "<<eos>eos>", "<eos<eos>>"):
+        ids = reward._encoded("ab>", text)
+        assert not {tokenizer.eos_token_id, tokenizer.pad_token_id} & set(ids)
+    assert reward._plain("<<eos>eos>") == "<< eos>eos>"
+    assert tokenizer.eos_token_id in reward._encoded("<eos>", "a")
+    message = [{"role": "assistant", "content": "a<eos>b"}]
+    assert tokenizer.eos_token_id not in reward._encoded(
+        [{"role": "user", "content": "a"}], message
+    )
+    # Of a long text the end counts; what is no text at all is scored.
+    assert reward(["ab>"], ["b" * 10**5 + "ac"]) == reward([""], ["b" * 18 + "ac"])
+    scores = reward(["ab>"] * 4, ["", "\ud800", "\x00" * 100, "９" * 1000])
+    assert all(isinstance(value, float) for value in scores)
+    assert RewardModel(model, tokenizer)._max_length == model.config.max_position_embeddings
+
+
 def test_chat_goes_through_the_template(tokenizer):
     model = classifier(tokenizer)
     chat = [{"role": "user", "content": "ab"}]

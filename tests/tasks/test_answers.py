@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sec_grpo.tasks import answers
-from sec_grpo.tasks.answers import MAX_ANSWER, MAX_TEXT, last_boxed, last_tagged
+from sec_grpo.tasks import answers, get
+from sec_grpo.tasks.answers import MAX_ANSWER, MAX_TEXT, last_answer, last_boxed, last_tagged
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,44 @@ def test_last_tagged(text, answer):
     assert last_tagged(text) == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{1} then <answer>2</answer>", "2"),
+        (r"<answer>1</answer> then \boxed{2}", "2"),
+        (r"<answer>so \boxed{2}</answer>", "2"),
+        (r"<answer>so \boxed {2}</answer> \boxed", "2"),
+        (r"\boxed{<answer>1</answer>}", "1"),
+        (r"\boxed{1} then <answer>2", None),
+        (r"<answer>1</answer> then \boxed{2", None),
+        (r"\boxed{1}", "1"),
+        ("<answer>1</answer>", "1"),
+        ("1", None),
+    ],
+)
+def test_last_answer(text, answer):
+    assert last_answer(text) == answer
+
+
+@pytest.mark.parametrize("name", ["countdown", "zebra", "arc_1d", "math"])
+def test_tasks_take_either_format_or_one(name):
+    if name == "math":
+        pytest.importorskip("math_verify")
+    truth, answer = {
+        "countdown": ({"numbers": [1, 2], "target": 3}, "1 + 2"),
+        "zebra": ("Bob", "Bob"),
+        "arc_1d": ("0 1", "0 1"),
+        "math": ("7", "7"),
+    }[name]
+    texts = [f"\\boxed{{{answer}}}", f"<answer>{answer}</answer>"]
+    for format, scores in (("either", [1, 1]), ("boxed", [1, 0]), ("tagged", [0, 1])):
+        task = get(name, answer_format=format)
+        assert [task.verify(text, truth).score for text in texts] == scores
+    assert [get(name).verify(text, truth).score for text in texts] == [1, 1]
+    with pytest.raises(ValueError, match="answer_format must be one of either, boxed, tagged. Got"):
+        get(name, answer_format="both")
+
+
 def test_only_the_end_of_a_long_text_is_read():
     assert last_boxed(r"\boxed{1}" + "x" * (MAX_TEXT - 9)) == "1"
     assert last_boxed(r"\boxed{1}" + "x" * (MAX_TEXT - 8)) is None
@@ -75,6 +113,8 @@ def test_hostile_text_is_read_within_a_second(unit):
     start = time.perf_counter()
     assert last_boxed(text) is None
     assert last_tagged(text) is None
+    assert last_answer(text) is None
+    assert last_answer(f"<answer>{text}") is None
     assert time.perf_counter() - start < 1
 
 
@@ -85,7 +125,7 @@ def test_a_box_at_the_end_is_found_after_any_text(answer, before):
 
 @given(st.text("\\boxed{} <answer>/1"))
 def test_arbitrary_text_never_raises(text):
-    for find in (last_boxed, last_tagged):
+    for find in (last_boxed, last_tagged, last_answer):
         answer = find(text)
         assert answer is None or answer in text
 

@@ -35,6 +35,10 @@ def test_levels():
         r"\boxed{8 * 96 + 73 = 841}",
         r"First \boxed{8 + 73 + 96}, no: \boxed{8 * 96 + 73}",
         r"\boxed{73 - (-96 * 8)}",
+        "<think>8 + 73</think> <answer> 8 * 96 + 73 </answer>",
+        r"\boxed{8} so <answer>8 * 96 + 73</answer>",
+        r"<answer>8 + 73 + 96</answer>, or rather \boxed{8 * 96 + 73}",
+        r"<answer>\boxed{8 * 96 + 73}</answer>",
     ],
 )
 def test_right_answers(text):
@@ -78,7 +82,8 @@ def test_wrong_answers_are_well_formed(text, reason):
         r"\boxed{8(96) + 73}",
         r"\boxed{the answer is 8 * 96 + 73}",
         "\\boxed{８ * 96 + 73}",
-        "<answer>8 * 96 + 73</answer>",
+        "<answer>8 * 96 + 73",
+        r"\boxed{8 * 96 + 73} <answer>",
     ],
 )
 def test_answers_in_no_known_format(text):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sec_grpo.tasks import _math_worker, get, load_dataset_file
+from sec_grpo.tasks.answers import NONE
 from sec_grpo.tasks.isolated import Isolated, NotFinished
 from sec_grpo.tasks.mathematics import MathTask
 from sec_grpo.tasks.pool import VerifierPool, default_workers
@@ -127,7 +128,7 @@ def test_the_last_box_counts_and_must_be_closed() -> None:
     verify = get("math").verify
     assert verify(r"\boxed{3} no, \boxed{4}", "4").score == 1.0
     assert verify(r"\boxed{4} no, \boxed{3}", "4").score == 0.0
-    assert verify(r"\boxed{4} and \boxed{4", "4") == (0.0, "no complete \\boxed{}", False)
+    assert verify(r"\boxed{4} and \boxed{4", "4") == (0.0, NONE, False)
     assert verify("4", "4").well_formed is False
 
 

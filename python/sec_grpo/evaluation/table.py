@@ -48,14 +48,13 @@ class CompletionsTable:
         self, place: tuple[int, int], sample: Sample, judgement: Judgement
     ) -> dict[str, Any]:
         row = self._rows[place[0]]
-        answer = answers.last_tagged(sample.text)
         record = {
             "row": place[0],
             "sample": place[1],
             "level": str(self._categories[place[0]]),
             "prompt": self._texts[place[0]],
             "completion": sample.text,
-            "answer": answers.last_boxed(sample.text) if answer is None else answer,
+            "answer": answers.last_answer(sample.text),
             "ground_truth": _shown(row),
             "score": float(judgement.score),
             "solved": judgement.score >= self._solved,

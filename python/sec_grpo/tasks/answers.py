@@ -1,6 +1,6 @@
-r"""Find the answer in a completion: the last \boxed{...}, or the last <answer>...</answer>.
+r"""Find the answer in a completion: the last \boxed{...} or <answer>...</answer>.
 
-Both look only at the last `MAX_TEXT` characters, take the last answer when there are several (a
+All look only at the last `MAX_TEXT` characters, take the last answer when there are several (a
 model that changes its mind is judged by its final word), and treat an unfinished last answer as
 none. Time is linear in `MAX_TEXT` at worst, whatever the text.
 """
@@ -8,13 +8,19 @@ none. Time is linear in `MAX_TEXT` at worst, whatever the text.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 # Characters of a completion that are looked at, from its end.
 MAX_TEXT = 65_536
 # Characters of one answer; a longer one counts as none.
 MAX_ANSWER = 4_096
 
+# The reason of a verdict where there is none.
+NONE = "no complete \\boxed{} or <answer></answer>"
+FORMATS = ("either", "boxed", "tagged")
+
 _BOXED = "\\boxed"
+_TAG = "<answer>"
 _OPENING = re.compile(r"\\boxed\s*\{")
 # An escaped character never opens or closes a group in LaTeX.
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -61,10 +67,33 @@ def last_tagged(text: str, longest: int | None = None) -> str | None:
         its content is longer than `longest` (default `MAX_ANSWER`).
     """
     text = text[-MAX_TEXT:]
-    opening = text.rfind("<answer>")
+    opening = text.rfind(_TAG)
     if opening < 0:
         return None
-    start = opening + len("<answer>")
+    start = opening + len(_TAG)
     longest = MAX_ANSWER if longest is None else longest
     end = text.find("</answer>", start, start + longest + len("</answer>"))
     return None if end < 0 else text[start:end].strip()
+
+
+def last_answer(text: str, longest: int | None = None) -> str | None:
+    r"""The content of whichever begins later, the last \boxed{...} or the last <answer>.
+
+    So <answer>\boxed{2}</answer> gives 2, and an <answer> after a boxed guess counts alone.
+
+    Returns as `last_boxed` and `last_tagged`.
+    """
+    text = text[-MAX_TEXT:]
+    tag = text.rfind(_TAG)
+    if tag < 0:
+        return last_boxed(text, longest)
+    if _OPENING.search(text, tag):
+        return last_boxed(text, longest)
+    return last_tagged(text, longest)
+
+
+def finder(format: str) -> Callable[[str], str | None]:
+    """The function that finds answers of a format of `FORMATS`; ValueError for another."""
+    if format not in FORMATS:
+        raise ValueError(f"answer_format must be one of {', '.join(FORMATS)}. Got {format!r}.")
+    return {"either": last_answer, "boxed": last_boxed, "tagged": last_tagged}[format]

@@ -36,15 +36,21 @@ class CountdownTask(Task):
     A problem is a mapping with `numbers` ("8,73,96" as in the files, or a list of integers) and
     `target` (an integer); the same mapping is the ground truth.
 
-    The answer is the last \boxed{...} of the completion, read by `sec_grpo.tasks.arithmetic`. An
-    equation `expression = integer` is read as its left side; one that is false is a wrong answer
-    even if the left side reaches the target.
+    The answer is in the last \boxed{...} or <answer>...</answer> of the completion, read by
+    `sec_grpo.tasks.arithmetic`. An equation `expression = integer` is read as its left side; one
+    that is false is a wrong answer even if the left side reaches the target.
+
+    Args:
+        answer_format: "either", or "boxed" or "tagged" for that alone.
     """
 
     name = "countdown"
     levels = (3, 4, 5)
     held_out_levels = (6,)
     level_range = (2, 10)
+
+    def __init__(self, answer_format: str = "either") -> None:
+        self._find = answers.finder(answer_format)
 
     def draw(self, rng: random.Random, level: int) -> Row:
         """A solvable problem: the target is the value of a random expression.
@@ -79,13 +85,13 @@ class CountdownTask(Task):
     def verify(self, text: str, truth: Mapping[str, Any]) -> Verdict:
         """Right if each number is used exactly once and the value is exactly the target.
 
-        Well formed: the last box holds an expression of the grammar (one that divides by zero or
+        Well formed: the answer is an expression of the grammar (one that divides by zero or
         uses other numbers included).
         """
         numbers, target = _problem(truth)
-        answer = answers.last_boxed(text)
+        answer = self._find(text)
         if answer is None:
-            return Verdict(0.0, "no complete \\boxed{}", False)
+            return Verdict(0.0, answers.NONE, False)
         left, equals, right = answer.partition("=")
         try:
             expression = arithmetic.parse(left)

@@ -80,11 +80,11 @@ class GymTask(NumberedTask):
     A truth is a text that holds the data set, its knobs, the reference answer and reasoning_gym's
     metadata: rows can be stored anywhere and judged by any instance of the task.
 
-    The answer is the last <answer>...</answer> of the completion, or without one the last
-    \boxed{...}. The score is reasoning_gym's, computed in another process within a second and 1
-    GiB; full scores that it gives to wrong answers are taken back where that is known
-    (`_gym_checks`). The score of a wrong answer may be above 0 (0.75 for 1511 instead of 151);
-    training rewards pay that only with `TaskReward(task, partial=True)`.
+    The answer is in the last <answer>...</answer> or \boxed{...} of the completion. The score is
+    reasoning_gym's, computed in another process within a second and 1 GiB; full scores that it
+    gives to wrong answers are taken back where that is known (`_gym_checks`). The score of a wrong
+    answer may be above 0 (0.75 for 1511 instead of 151); training rewards pay that only with
+    `TaskReward(task, partial=True)`.
 
     Args:
         dataset: its name in reasoning_gym.
@@ -179,7 +179,7 @@ class GymTask(NumberedTask):
         _gym_worker.warm_up(self.dataset_name)
 
     def at_once(self, text: str, truth: str) -> Verdict | None:
-        return None if _answer(text) else _NO_ANSWER
+        return None if answers.last_answer(text, _MAX_ANSWER) else _NO_ANSWER
 
     def verify(self, text: str, truth: str) -> Verdict:
         """Right if reasoning_gym gives the answer a score of 1."""
@@ -188,7 +188,7 @@ class GymTask(NumberedTask):
                 f"ground_truth of task {self.name!r} must be the text that the task writes. "
                 f"Got {truth!r:.80}."
             )
-        answer = _answer(text)
+        answer = answers.last_answer(text, _MAX_ANSWER)
         if not answer:
             return _NO_ANSWER
         try:
@@ -202,12 +202,7 @@ class GymTask(NumberedTask):
         return Verdict(score, f"reasoning_gym gives {score:g}" if score else "wrong", True)
 
 
-_NO_ANSWER = Verdict(0.0, "no complete <answer></answer>", False)
-
-
-def _answer(text: str) -> str | None:
-    answer = answers.last_tagged(text, _MAX_ANSWER)
-    return answers.last_boxed(text, _MAX_ANSWER) if answer is None else answer
+_NO_ANSWER = Verdict(0.0, answers.NONE, False)
 
 
 def datasets() -> tuple[str, ...]:

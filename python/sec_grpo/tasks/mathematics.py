@@ -70,11 +70,14 @@ class MathTask(Task):
     A truth is the answer in LaTeX, as in the files `math_train` and `math_test` (whose AMC and
     AIME rows have fractional difficulties from 1 to 7).
 
-    The answer is the last \boxed{...}. It is right if it equals the truth as text (spaces and
-    purely visual LaTeX aside) or as a plain number, or if math-verify takes the two for equal.
-    math-verify runs in another process with a limit on time (1 second) and memory (1 GiB);
+    The answer is in the last \boxed{...} or <answer>...</answer>. It is right if it equals the truth
+    as text (spaces and purely visual LaTeX aside) or as a plain number, or if math-verify takes the
+    two for equal. math-verify runs in another process with a limit on time (1 second) and memory (1 GiB);
     answers that exceed the limits, and those longer than 512 characters, nested deeper than 16
     or with huge powers and factorials, are wrong.
+
+    Args:
+        answer_format: "either", or "boxed" or "tagged" for that alone.
 
     Raises:
         ImportError: math-verify is not installed.
@@ -84,7 +87,8 @@ class MathTask(Task):
     levels = (1, 2, 3, 4, 5)
     slow = True
 
-    def __init__(self) -> None:
+    def __init__(self, answer_format: str = "either") -> None:
+        self._find = answers.finder(answer_format)
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError("task 'math' needs math-verify: pip install 'sec-grpo[tasks]'")
 
@@ -103,16 +107,16 @@ class MathTask(Task):
         return [{"role": "user", "content": _PROMPT.format(problem=problem)}]
 
     def at_once(self, text: str, truth: str) -> Verdict | None:
-        answer = answers.last_boxed(text)
+        answer = self._find(text)
         if not answer:
-            return Verdict(0.0, "no complete \\boxed{}", False)
+            return Verdict(0.0, answers.NONE, False)
         if not truth.strip():
             return Verdict(0.0, "the row has no answer", True)
         reason = _plainly(truth, answer)
         return None if reason is None else Verdict(float(reason == "right"), reason, True)
 
     def verify(self, text: str, truth: str) -> Verdict:
-        """Well formed: the last box is closed and not empty.
+        """Well formed: there is an answer, and it is not empty.
 
         A blank truth, which the authors' files have, makes every answer wrong.
         """
@@ -123,7 +127,7 @@ class MathTask(Task):
         verdict = self.at_once(text, truth)
         if verdict is not None:
             return verdict
-        answer = answers.last_boxed(text)
+        answer = self._find(text)
         assert answer is not None
         try:
             right = _is_equal(truth, answer)

@@ -32,7 +32,13 @@ class _PuzzleTask(NumberedTask):
     """A task whose problems are those of a data set of reasoning_gym, one knob a level.
 
     The truth is ``{"target": answer}``, as in the authors' files; a problem is the question.
+
+    Args:
+        answer_format: "either", or "boxed" or "tagged" for that alone.
     """
+
+    def __init__(self, answer_format: str = "either") -> None:
+        self._find = answers.finder(answer_format)
 
     @abstractmethod
     def knobs(self, level: int) -> tuple[str, dict[str, int]]:
@@ -75,8 +81,8 @@ class ZebraTask(_PuzzleTask):
     The level, and the `difficulty` column of generated rows, is n. (The authors' files count 1 to
     4 instead.) Making a puzzle takes about 0.02, 0.1, 0.4 and 1.8 seconds for n = 3 to 6.
 
-    The answer is one name in the last \boxed{...}, in any case; \text{...} around it and a full
-    stop after it are ignored.
+    The answer is one name in the last \boxed{...} or <answer>...</answer>, in any case; \text{...}
+    around it and a full stop after it are ignored.
     """
 
     name = "zebra"
@@ -98,9 +104,9 @@ class ZebraTask(_PuzzleTask):
     def verify(self, text: str, truth: Any) -> Verdict:
         """Right if the name is that of the truth. Well formed: a single word of letters."""
         target = self._target(truth)
-        answer = answers.last_boxed(text)
+        answer = self._find(text)
         if answer is None:
-            return Verdict(0.0, "no complete \\boxed{}", False)
+            return Verdict(0.0, answers.NONE, False)
         name = _TEXT.sub(r"\1", answer).strip().rstrip(".").strip()
         if not name.isascii() or not name.isalpha():
             return Verdict(0.0, "not one name", False)
@@ -115,8 +121,8 @@ class ARC1DTask(_PuzzleTask):
     The level, and the `difficulty` column of generated rows, is the number of cells. (The authors'
     files count 1 to 4 instead.)
 
-    The answer is the row in the last \boxed{...}: digits apart, by spaces or commas, in brackets
-    or not. Digits run together are no row.
+    The answer is the row in the last \boxed{...} or <answer>...</answer>: digits apart, by spaces or
+    commas, in brackets or not. Digits run together are no row.
     """
 
     name = "arc_1d"
@@ -140,9 +146,9 @@ class ARC1DTask(_PuzzleTask):
             raise ValueError(
                 f"ground_truth of task 'arc_1d' must be digits apart, \"0 0 5\". Got {truth!r:.80}."
             )
-        answer = answers.last_boxed(text)
+        answer = self._find(text)
         if answer is None:
-            return Verdict(0.0, "no complete \\boxed{}", False)
+            return Verdict(0.0, answers.NONE, False)
         row = _row(_TEXT.sub(r"\1", answer))
         if row is None:
             return Verdict(0.0, "not a row of digits", False)
