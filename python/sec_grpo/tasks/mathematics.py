@@ -70,11 +70,11 @@ class MathTask(Task):
     A truth is the answer in LaTeX, as in the files `math_train` and `math_test` (whose AMC and
     AIME rows have fractional difficulties from 1 to 7).
 
-    The answer is in the last \boxed{...} or <answer>...</answer>. It is right if it equals the truth
-    as text (spaces and purely visual LaTeX aside) or as a plain number, or if math-verify takes the
-    two for equal. math-verify runs in another process with a limit on time (1 second) and memory (1 GiB);
-    answers that exceed the limits, and those longer than 512 characters, nested deeper than 16
-    or with huge powers and factorials, are wrong.
+    The answer is in the last \boxed{...} or <answer>...</answer>. It is right if it equals the
+    truth as text (spaces and purely visual LaTeX aside) or as a plain number, or if math-verify
+    takes the two for equal. math-verify runs in another process with a limit on time (1 second) and
+    memory (1 GiB); answers that exceed the limits, and those longer than 512 characters, nested
+    deeper than 16 or with huge powers and factorials, are wrong.
 
     Args:
         answer_format: "either", or "boxed" or "tagged" for that alone.

@@ -121,8 +121,8 @@ class ARC1DTask(_PuzzleTask):
     The level, and the `difficulty` column of generated rows, is the number of cells. (The authors'
     files count 1 to 4 instead.)
 
-    The answer is the row in the last \boxed{...} or <answer>...</answer>: digits apart, by spaces or
-    commas, in brackets or not. Digits run together are no row.
+    The answer is the row in the last \boxed{...} or <answer>...</answer>: digits apart, by spaces
+    or commas, in brackets or not. Digits run together are no row.
     """
 
     name = "arc_1d"
