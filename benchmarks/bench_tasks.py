@@ -148,7 +148,34 @@ def measure() -> dict[str, Any]:
         in_workers["countdown, right"] = rate(
             lambda: pool.verify(case.texts, case.truths), len(case.texts), time.perf_counter
         )
-    return {"a second of one core": a_core, "a second of the pool": in_workers}
+    return {
+        "verdicts a second of one core": a_core,
+        "verdicts a second of the pool": in_workers,
+        "milliseconds a problem": {name: generated(*task) for name, task in GENERATED.items()},
+    }
+
+
+# Name and level; the number of problems to make.
+GENERATED = {
+    "countdown, 3 numbers": ("countdown", 3, 2000),
+    "countdown, 6 numbers": ("countdown", 6, 2000),
+    "arc_1d, 10 cells": ("arc_1d", 10, 200),
+    "arc_1d, 40 cells": ("arc_1d", 40, 200),
+    "zebra, 3 houses": ("zebra", 3, 20),
+    "zebra, 4 houses": ("zebra", 4, 20),
+    "zebra, 5 houses": ("zebra", 5, 20),
+    "zebra, 6 houses": ("zebra", 6, 10),
+}
+
+
+def generated(name: str, level: int, count: int) -> float:
+    """Milliseconds of one core to make a problem."""
+    task = get(name)
+    task.generate(level, 1, seed=1, workers=1)
+    started = time.process_time()
+    rows = task.generate(level, count, seed=0, workers=1)
+    assert len({str(row["prompt"]) for row in rows}) == count
+    return round(1000 * (time.process_time() - started) / count, 3)
 
 
 def rows_of_math(pool: VerifierPool) -> dict[str, Any]:
@@ -175,7 +202,7 @@ def main() -> None:
         "command": "python benchmarks/bench_tasks.py",
         "environment": environment(),
         "workers": default_workers(),
-        "verdicts": measure(),
+        **measure(),
     }
     text = json.dumps(result, indent=1) + "\n"
     RESULT.write_text(text)
