@@ -15,4 +15,5 @@ class CurriculumDesyncError(RuntimeError):
     """The copies of a curriculum in the processes of a run are no longer equal."""
 
 
-USER_ERRORS = (ValueError, TypeError, OSError, RewardError)
+# ImportError: an extra that is not installed.
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RewardError)

@@ -6,6 +6,7 @@ worker, which is killed after a second. Memory: what the process at hand allocat
 
 import random
 import resource
+import statistics
 import threading
 import time
 import tracemalloc
@@ -167,6 +168,19 @@ def test_boxes(judged, kind):
     assert judged(BOXES[kind]).score == 0.0
     if judged.name != "sort":
         assert judged(f"{RIGHT[judged.name]} {BOXES[kind]}").score == 0.0
+
+
+def test_typical_time(judged):
+    """A millisecond at most in the middle; five here, where other work shares the processors."""
+    if judged.name == "math":
+        pytest.skip("some are compared by another process")
+    texts = [f"\\boxed{{{bomb}}}" for bomb in (*BOMBS.values(), *LOOK_ALIKES.values())]
+    spent = []
+    for text in (*texts, *BOXES.values()):
+        started = time.perf_counter()
+        judged(text)
+        spent.append(time.perf_counter() - started)
+    assert statistics.median(spent) < 0.005
 
 
 def test_memory(judged):

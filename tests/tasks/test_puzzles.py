@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sec_grpo.tasks import get, load_dataset_file, task_of
 
@@ -135,6 +137,46 @@ def test_rows_do_not_depend_on_the_hash_seed() -> None:
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
+
+
+rows_of_cells = st.lists(st.integers(0, 9), min_size=1, max_size=40)
+separators = st.sampled_from([" ", ", ", ",", "  ", "\n", r"\ ", r"\,"])
+frames = st.sampled_from(["{}", "[{}]", r"\text{{{}}}", " {} "])
+
+
+@given(rows_of_cells, separators, frames)
+def test_a_row_however_it_is_written_scores_one(cells, separator, frame) -> None:
+    answer = frame.format(separator.join(map(str, cells)))
+    truth = {"target": " ".join(map(str, cells))}
+    assert ARC.verify(f"so \\boxed{{{answer}}}", truth) == (1.0, "right", True)
+    assert ARC.verify(f"so <answer>{answer}</answer>", truth) == (1.0, "right", True)
+
+
+@given(rows_of_cells, st.data())
+def test_a_row_with_a_change_does_not(cells, data) -> None:
+    other = list(cells)
+    at = data.draw(st.integers(0, len(cells) - 1))
+    how = data.draw(st.sampled_from(["alter", "drop", "double", "swap"]))
+    if how == "alter":
+        other[at] = data.draw(st.integers(0, 9))
+    elif how == "drop":
+        del other[at]
+    elif how == "double":
+        other.insert(at, other[at])
+    else:
+        other[at], other[0] = other[0], other[at]
+    verdict = ARC.verify(
+        f"\\boxed{{{' '.join(map(str, other))}}}", {"target": " ".join(map(str, cells))}
+    )
+    assert verdict.score == (other == cells)
+
+
+@given(st.text(st.characters(codec="ascii", categories=["L"]), min_size=1, max_size=12), st.text())
+def test_names_score_as_they_are_alike(name, other) -> None:
+    truth = {"target": name}
+    assert ZEBRA.verify(f"\\boxed{{{name.swapcase()}.}}", truth).score == 1.0
+    alike = other.strip().rstrip(".").strip().casefold() == name.casefold() and other.isascii()
+    assert ZEBRA.verify(f"<answer>{other}</answer>", truth).score == alike
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the authors' rows are not beside the checkout")

@@ -15,6 +15,7 @@ from sec_grpo.cli.info import info
 from sec_grpo.cli.quickstart import quickstart
 from sec_grpo.cli.report import report
 from sec_grpo.cli.simulate import simulate
+from sec_grpo.cli.tasks import tasks
 from sec_grpo.cli.train import train
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command(name="eval")(evaluate)
 app.command()(report)
 app.command()(simulate)
+app.command()(tasks)
 app.command()(info)
 
 

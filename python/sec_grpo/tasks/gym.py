@@ -213,6 +213,14 @@ def datasets() -> tuple[str, ...]:
     return tuple(name for name in sorted(_registry()) if name not in _LEFT_OUT)
 
 
+def groups() -> dict[str, list[str]]:
+    """The names of the data sets by reasoning_gym's groups: algebra, games, logic, ..."""
+    found: dict[str, list[str]] = {}
+    for name in datasets():
+        found.setdefault(_category(name), []).append(name)
+    return dict(sorted(found.items()))
+
+
 def problem(
     dataset: str, knobs: Mapping[str, Any], seed: str, number: int
 ) -> dict[str, Any] | None:
@@ -340,5 +348,5 @@ def _own_levels(dataset: str, knobs: Any) -> dict[int, dict[str, Any]]:
 
 
 def _category(dataset: str) -> str:
-    """reasoning_gym's group of the data set: algebra, games, logic, ..."""
+    """reasoning_gym's group of the data set."""
     return str(_registry()[dataset][0].__module__.split(".")[1])

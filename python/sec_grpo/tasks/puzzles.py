@@ -40,17 +40,19 @@ class _PuzzleTask(NumberedTask):
     def __init__(self, answer_format: str = "either") -> None:
         self._find = answers.finder(answer_format)
 
+    dataset_name: str
+    """in reasoning_gym"""
+
     @abstractmethod
-    def knobs(self, level: int) -> tuple[str, dict[str, int]]:
-        """Name of the data set in reasoning_gym, and its arguments for a level."""
+    def knobs(self, level: int) -> dict[str, int]:
+        """The arguments of the data set at a level."""
 
     @abstractmethod
     def ask(self, question: str) -> str:
         """The question with the answer's format asked for as in the authors' files."""
 
     def make(self, level: int, seed: int, number: int) -> Row | None:
-        dataset, knobs = self.knobs(level)
-        entry = gym.problem(dataset, knobs, f"{level}/{seed}", number)
+        entry = gym.problem(self.dataset_name, self.knobs(level), f"{level}/{seed}", number)
         if entry is None:
             return None
         return {
@@ -86,14 +88,15 @@ class ZebraTask(_PuzzleTask):
     """
 
     name = "zebra"
+    dataset_name = "zebra_puzzles"
     levels = (3, 4, 5)
     held_out_levels = (6,)
     level_range = (3, 7)
     prompts_per_level = 100
     eval_prompts_per_level = 20
 
-    def knobs(self, level: int) -> tuple[str, dict[str, int]]:
-        return "zebra_puzzles", {"num_people": level, "num_characteristics": level}
+    def knobs(self, level: int) -> dict[str, int]:
+        return {"num_people": level, "num_characteristics": level}
 
     def ask(self, question: str) -> str:
         return question.replace("??", "?").replace(
@@ -125,13 +128,13 @@ class ARC1DTask(_PuzzleTask):
     or commas, in brackets or not. Digits run together are no row.
     """
 
-    name = "arc_1d"
+    name = dataset_name = "arc_1d"
     levels = (10, 20, 30)
     held_out_levels = (40,)
     level_range = (10, 100)
 
-    def knobs(self, level: int) -> tuple[str, dict[str, int]]:
-        return "arc_1d", {"min_size": level, "max_size": level}
+    def knobs(self, level: int) -> dict[str, int]:
+        return {"min_size": level, "max_size": level}
 
     def ask(self, question: str) -> str:
         return question.replace(
