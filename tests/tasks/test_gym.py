@@ -326,7 +326,7 @@ def test_tasks_of_reasoning_gym_mix_with_others():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("chain_sun", {}, "no data set 'chain_sun'.* did you mean 'chain_sum'"),
+        ("chain_sun", {}, "no data set 'chain_sun'; did you mean 'chain_sum'.* It has: ab, "),
         ("chain_sum", {"min_term": 2}, "no knob 'min_term'; did you mean 'min_terms'.*max_digits"),
         ("chain_sum", {"seed": 2}, "no knob 'seed'"),
         ("chain_sum", {"knobs": {1: {"min_terms": 0}}}, "refuses {'min_terms': 0}"),

@@ -251,6 +251,8 @@ def test_a_hub_failure_says_what_to_check(monkeypatch):
     expected = r"'owner/nam' .* split 'train' \(ConnectionError: no route\)\. Check the name"
     with pytest.raises(ValueError, match=expected):
         load_dataset_file("owner/nam")
+    with pytest.raises(ValueError, match="Or did you mean the task 'zebra'"):
+        load_dataset_file("zebr")
 
 
 @pytest.mark.parametrize(

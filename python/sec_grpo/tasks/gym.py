@@ -113,10 +113,9 @@ class GymTask(NumberedTask):
     ) -> None:
         if dataset not in datasets():
             near = difflib.get_close_matches(dataset, datasets(), n=3)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
             raise ValueError(
-                f"reasoning_gym has no data set {dataset!r} {hint}\n"
-                f"It has: {', '.join(datasets())}."
+                f"reasoning_gym has no data set {dataset!r}{hint} It has: {', '.join(datasets())}."
             )
         self.name = GYM_PREFIX + dataset
         self.dataset_name = dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -189,10 +190,14 @@ def _read_hub(name: str, split: str, config: str | None) -> datasets.Dataset:
     try:
         return datasets.load_dataset(name, split=split, **options)
     except Exception as error:  # network, authentication, format: all end the same way here
+        from sec_grpo.tasks import names
+
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f" Or did you mean the task {near[0]!r}?" if near else ""
         raise ValueError(
             f"{name!r} is no file or directory here and could not be loaded from the hub, split "
             f"{split!r} ({type(error).__name__}: {first_line(error)}). Check the name, the split, "
-            "the config and the network, or give a local file."
+            f"the config and the network, or give a local file.{hint}"
         ) from error
 
 
