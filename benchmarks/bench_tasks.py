@@ -195,6 +195,24 @@ def rows_of_math(pool: VerifierPool) -> dict[str, Any]:
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """What docs/tasks.md shows, to two digits."""
+    core = result["verdicts a second of one core"]
+    pool = result["verdicts a second of the pool"]
+    lines = ["| answers | verdicts a second |", "|---|---|"]
+    lines += [f"| {name} | {_two_digits(value)} a core |" for name, value in core.items()]
+    lines += [
+        f"| {name} | {_two_digits(value)} in {result['workers']} processes |"
+        for name, value in pool.items()
+        if isinstance(value, float)
+    ]
+    return "\n".join(lines)
+
+
+def _two_digits(value: float) -> str:
+    return f"{int(float(f'{value:.1e}')):,}"
+
+
 def main() -> None:
     from environment import environment
 

@@ -1,8 +1,10 @@
 """The task of ten lines in docs/tasks.md: in Python, trained on and evaluated by its file."""
 
+import json
 import re
 from pathlib import Path
 
+import bench_tasks
 import pytest
 from typer.testing import CliRunner
 
@@ -43,6 +45,16 @@ def test_on_the_command_line(in_folder):
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
     assert "8 (held out)" in done.output
+
+
+def test_the_rates_are_the_measured_ones():
+    result = json.loads(bench_tasks.RESULT.read_text())
+    assert bench_tasks.table(result) in PAGE
+    # What the project promises of one core.
+    assert result["verdicts a second of one core"]["countdown, right"] > 50_000
+    milliseconds = result["milliseconds a problem"]
+    shown = [f"{milliseconds[f'zebra, {n} houses'] / 1000:.1g}" for n in (3, 4, 5, 6)]
+    assert f"`zebra` needs {', '.join(shown[:3])} and {shown[3]} seconds a problem" in PAGE
 
 
 def test_what_comments_promise_is_printed(capsys):

@@ -81,7 +81,7 @@ class ZebraTask(_PuzzleTask):
     r"""Who lives in house 1? n houses with n characteristics; n = 3, 4, 5 trained, 6 held out.
 
     The level, and the `difficulty` column of generated rows, is n. (The authors' files count 1 to
-    4 instead.) Making a puzzle takes about 0.02, 0.1, 0.4 and 1.8 seconds for n = 3 to 6.
+    4 instead.) Making a puzzle takes about 0.02, 0.08, 0.3 and 1.5 seconds for n = 3 to 6.
 
     The answer is one name in the last \boxed{...} or <answer>...</answer>, in any case; \text{...}
     around it and a full stop after it are ignored.
