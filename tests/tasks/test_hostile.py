@@ -68,7 +68,7 @@ BOMBS = {
     "factorial of a factorial": "((9!)!)!",
     "sum": "\\sum_{n=1}^{10^9} n^n",
     "product": "\\prod_{n=1}^{999999999} n",
-    "integral": "\\int_0^1 x^{x^{x}} dx",
+    "integral": "\\int_0^\\infty \\frac{\\sin(x^5+\\cos(x))}{\\sqrt{2+x^7}} dx",
     "power of a sum": "(a+b+c+d+e)^{99999}",
     "binomial": "\\binom{10^9}{10^8}",
     "roots": "\\sqrt{" * 200 + "2" + "}" * 200,

@@ -193,7 +193,7 @@ def test_the_answer_of_another_row_of_training(sec_data) -> None:
         "(" * 10**6,
         "9" * 10**6,
         r"\frac{" * 30 + "1" + "}{2}" * 30,
-        r"\int_0^1 x^{x^{x}} dx",
+        r"\int_0^\infty \frac{\sin(x^5+\cos(x))}{\sqrt{2+x^7}} dx",
         r"\sum_{n=1}^{99999} \sin(n^{n})",
         "\N{FULLWIDTH DIGIT ONE}\N{COMBINING LONG STROKE OVERLAY}",
         "\x00\ud800",
@@ -211,7 +211,7 @@ def test_hostile_answers_are_wrong_in_bounded_time(answer: str) -> None:
 def test_a_comparison_that_takes_too_long_is_given_up_and_the_next_works() -> None:
     equal = Isolated(_math_worker.equal, time_limit=0.3, warm_up=_math_worker.warm_up)
     with pytest.raises(NotFinished, match=r"took longer than 0\.3 s"):
-        equal("7", r"\int_0^1 x^{x^{x}} dx")
+        equal("7", r"\int_0^\infty \frac{\sin(x^5+\cos(x))}{\sqrt{2+x^7}} dx")
     started = time.monotonic()
     assert equal("x+y", "y+x") is True
     assert equal("x+y", "y") is False

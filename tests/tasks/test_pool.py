@@ -242,7 +242,12 @@ def test_ranks_share_the_processors(monkeypatch):
 def test_the_math_task_in_workers():
     pytest.importorskip("math_verify", reason="math-verify comes with the extra 'tasks'")
     reward = TaskReward(tasks.get("math"), workers=1)
-    answers = ["y+x", "x-y", r"\int_0^1 x^{x^{x}} dx", r"\frac{2x+2y}{2}"]
+    answers = [
+        "y+x",
+        "x-y",
+        r"\int_0^\infty \frac{\sin(x^5+\cos(x))}{\sqrt{2+x^7}} dx",
+        r"\frac{2x+2y}{2}",
+    ]
     completions = [f"\\boxed{{{answer}}}" for answer in answers]
     rewards = reward(None, completions, ground_truth=["x+y"] * 4)
     assert rewards[:2] == [1.0, 0.1]

@@ -18,7 +18,8 @@ from sec_grpo.tasks.pool import SharedPool, VerifierPool
 
 pytest.importorskip("math_verify", reason="math-verify comes with the extra 'tasks'")
 MATH = get("math")
-HANGS = r"\boxed{\int_0^1 x^{x^{x}} dx}"
+# SymPy works on this for most of a minute, so that no machine is done before the limit.
+HANGS = r"\boxed{\int_0^\infty \frac{\sin(x^5+\cos(x))}{\sqrt{2+x^7}} dx}"
 
 
 def descendants() -> dict[int, str]:
@@ -115,7 +116,7 @@ RANKS = dedent(
     from sec_grpo.tasks import get
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
-    texts = [r"\boxed{y+x}", r"\boxed{\int_0^1 x^{x^{x}} dx}", r"\boxed{x+z}", "none"]
+    texts = [r"\boxed{y+x}", sys.argv[1], r"\boxed{x+z}", "none"]
     scores = torch.tensor(get("math").reward(None, texts, ground_truth=[f"x+{'yz'[rank]}"] * 4))
     everyone = [torch.zeros(4) for _ in range(2)]
     dist.all_gather(everyone, scores)
@@ -130,7 +131,10 @@ def test_in_two_ranks(tmp_path):
     (tmp_path / "ranks.py").write_text(RANKS)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [sys.executable, *words, tmp_path / "ranks.py"], capture_output=True, text=True, timeout=300
+        [sys.executable, *words, tmp_path / "ranks.py", HANGS],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     # The one that hangs is not verified, and pays nothing.
@@ -146,7 +150,7 @@ BUSY = dedent(
         pool = VerifierPool(get("math"), 2, time_limit=4.0)
         pool.verify([r"\\boxed{y+x}"] * 2, ["x+y"] * 2)
         print(*[worker._process.pid for worker in pool._workers if worker._process], flush=True)
-        pool.verify([r"\\boxed{\\int_0^1 x^{x^{x}} dx}"] * 8, ["x+y"] * 8)
+        pool.verify([sys.argv[1]] * 8, ["x+y"] * 8)
         print("finished")
     """
 )
@@ -156,7 +160,9 @@ BUSY = dedent(
 def test_a_program_that_is_stopped_leaves_no_process(tmp_path, how):
     (tmp_path / "busy.py").write_text(BUSY)
     process = subprocess.Popen(
-        [sys.executable, tmp_path / "busy.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, tmp_path / "busy.py", HANGS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
