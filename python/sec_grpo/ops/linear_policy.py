@@ -185,9 +185,7 @@ def linear_policy_loss(
         if beta == 0 and entropy_coef == 0:
             dead = _without_gradient(layout, tensors, spec, device)
             if skip_dead:
-                if denominators.num_items_in_batch is None:
-                    num_items = layout.flat_mask(device).sum()
-                    denominators = dataclasses.replace(denominators, num_items_in_batch=num_items)
+                denominators = _with_items(denominators, layout, device)
                 layout = _without_dead(layout, tensors, device)
         row_class = _row_class(layout, dead, device)
     loss = _Loss(layout, tensors, spec, denominators, entropy_coef, chosen)
@@ -202,10 +200,9 @@ def linear_policy_loss(
         *rows, need_entropy=True, chunk_rows=chunk_size, backend=chosen, memory_mode=memory_mode
     )
     keep = varied = None
-    if off_policy_threshold is not None:
-        sampling = old_logprobs if sampling_logprobs is None else sampling_logprobs
-        if sampling is not None:
-            keep = loss.near_sampler(logprobs, sampling.reshape(-1), off_policy_threshold)
+    sampling = old_logprobs if sampling_logprobs is None else sampling_logprobs
+    if off_policy_threshold is not None and sampling is not None:
+        keep = loss.near_sampler(logprobs, sampling.reshape(-1), off_policy_threshold)
     if top_entropy_quantile < 1:
         kept = layout.flat_mask(device)
         varied = top_entropy_mask(entropy, quantile=top_entropy_quantile, mask=kept)
@@ -313,6 +310,16 @@ def _row_class(layout: _checks.Layout, dead: Tensor | None, device: torch.device
     if dead is not None:
         row_class = row_class.masked_fill(dead, FORWARD)
     return row_class.masked_fill(~layout.flat_mask(device), SKIP)
+
+
+def _with_items(
+    denominators: Denominators, layout: _checks.Layout, device: torch.device
+) -> Denominators:
+    """The denominators with the tokens counted, before dead sequences are masked."""
+    if denominators.num_items_in_batch is not None:
+        return denominators
+    num_items = layout.flat_mask(device).sum()
+    return dataclasses.replace(denominators, num_items_in_batch=num_items)
 
 
 def _without_dead(
