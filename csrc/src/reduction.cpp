@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 
@@ -36,24 +37,24 @@ double sum_of(const Value& value, std::size_t columns) {
   return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
 }
 
-[[noreturn]] void refuse_row(const char* name, std::size_t row, std::size_t columns,
-                             const std::vector<double>& values) {
-  for (std::size_t j = 0; j < columns; ++j) {
-    if (!std::isfinite(values[j])) {
-      throw std::invalid_argument(std::string(name) + "[" + std::to_string(row) + ", " +
-                                  std::to_string(j) + "] must be finite, got " +
-                                  std::to_string(values[j]) + "; nothing of the batch was used");
-    }
-  }
-  throw std::invalid_argument("the sum of " + std::string(name) + "[" + std::to_string(row) +
-                              "] overflows; nothing of the batch was used");
+template <class T>
+double magnitude_of(const T* values, std::size_t columns) {
+  return sum_of([=](std::size_t j) { return std::fabs(static_cast<double>(values[j])); }, columns);
 }
 
+// `magnitude` is the sum of the absolute values of the row.
 template <class T>
-void check_row(const char* name, double sum, std::size_t row, const T* values,
+void check_row(const char* name, double magnitude, std::size_t row, const T* values,
                std::size_t columns) {
-  if (!std::isfinite(sum)) {
-    refuse_row(name, row, columns, std::vector<double>(values, values + columns));
+  if (magnitude <= kLargestValue) return;  // NaN is not
+  for (std::size_t j = 0; j < columns; ++j) {
+    const auto value = static_cast<double>(values[j]);
+    if (std::fabs(value) <= kLargestValue) continue;
+    char text[32];
+    std::snprintf(text, sizeof text, "%g", value);
+    throw std::invalid_argument(std::string(name) + "[" + std::to_string(row) + ", " +
+                                std::to_string(j) + "] must be finite and at most 1e30 in size, " +
+                                "got " + text + "; nothing of the batch was used");
   }
 }
 
@@ -61,8 +62,7 @@ template <class Row, class T>
 void summarise_advantages(const T* values, std::size_t rows, std::size_t columns,
                           std::vector<Row>* result) {
   for (std::size_t i = 0; i < rows; ++i, values += columns) {
-    const double sum =
-        sum_of([=](std::size_t j) { return std::fabs(static_cast<double>(values[j])); }, columns);
+    const double sum = magnitude_of(values, columns);
     check_row("advantages", sum, i, values, columns);
     (*result)[i] = {sum, sum == 0.0};
   }
@@ -72,9 +72,9 @@ template <class Row, class T>
 void summarise_rewards(const T* values, std::size_t rows, std::size_t columns,
                        std::vector<Row>* result) {
   for (std::size_t i = 0; i < rows; ++i, values += columns) {
+    check_row("rewards", magnitude_of(values, columns), i, values, columns);
     const double sum =
         sum_of([=](std::size_t j) { return static_cast<double>(values[j]); }, columns);
-    check_row("rewards", sum, i, values, columns);
     bool is_dead = true;
     for (std::size_t j = 1; j < columns; ++j) is_dead = is_dead && values[j] == values[0];
     (*result)[i] = {sum, is_dead};
@@ -83,7 +83,7 @@ void summarise_rewards(const T* values, std::size_t rows, std::size_t columns,
 
 // Adds one value a row into its arm, then divides by the number of groups times `columns`.
 template <class Rows, class Value>
-double mean_by_arm(const char* name, const Rows& rows, const Value& value,
+double mean_by_arm(const Rows& rows, const Value& value,
                    const std::vector<std::int32_t>& slot_of_row, std::size_t count,
                    std::size_t columns, const std::vector<std::int64_t>& groups,
                    std::vector<double>* result) {
@@ -93,10 +93,6 @@ double mean_by_arm(const char* name, const Rows& rows, const Value& value,
     const double row_value = value(rows[i]);
     (*result)[static_cast<std::size_t>(slot_of_row[i])] += row_value;
     total += row_value;
-  }
-  if (!std::isfinite(total)) {
-    throw std::invalid_argument("the sum of " + std::string(name) +
-                                " overflows; nothing of the batch was used");
   }
   for (std::size_t slot = 0; slot < groups.size(); ++slot) {
     (*result)[slot] /= static_cast<double>(groups[slot]) * static_cast<double>(columns);
@@ -184,15 +180,15 @@ Reduction ArmReducer::reduce(const ArmCodes& codes, const std::int64_t* indices,
   const auto dead = [](const Row& row) { return row.is_dead ? 1.0 : 0.0; };
   if (advantages) {
     result.batch_abs_advantage =
-        mean_by_arm("advantages", advantage_rows_, sum, slot_of_row_, count, advantages.columns,
-                    result.groups, &result.abs_advantage);
+        mean_by_arm(advantage_rows_, sum, slot_of_row_, count, advantages.columns, result.groups,
+                    &result.abs_advantage);
   }
   if (rewards) {
-    result.batch_reward = mean_by_arm("rewards", reward_rows_, sum, slot_of_row_, count,
-                                      rewards.columns, result.groups, &result.reward);
+    result.batch_reward = mean_by_arm(reward_rows_, sum, slot_of_row_, count, rewards.columns,
+                                      result.groups, &result.reward);
   }
   result.batch_dead_groups =
-      mean_by_arm("groups", rewards ? reward_rows_ : advantage_rows_, dead, slot_of_row_, count, 1,
+      mean_by_arm(rewards ? reward_rows_ : advantage_rows_, dead, slot_of_row_, count, 1,
                   result.groups, &result.dead_groups);
   return result;
 }

@@ -96,14 +96,12 @@ def test_discounted_beta_needs_a_rate() -> None:
     with pytest.raises(ValueError, match=r"needs a signal in \[0, 1\], .*\[1.5, 1.5\]"):
         curriculum.observe([0], advantages=[[1.5, -1.5]])
 
+    assert curriculum.to_bytes() == Curriculum([1, 2], curriculum.strategy).to_bytes()
 
-def test_a_batch_that_the_estimator_refuses_leaves_nothing() -> None:
-    curriculum = Curriculum([1, 2], Composed("learning_progress", DiscountedBeta()))
-    curriculum.observe([0], rewards=[[1.0, 1.0]])
-    before = curriculum.to_bytes()
-    with pytest.raises(ValueError, match=r"needs a signal in \[0, 1\]"):
-        curriculum.observe([0], rewards=[[0.0, 0.0]])  # a change of -1
-    assert curriculum.to_bytes() == before
+
+def test_a_change_is_no_rate() -> None:
+    with pytest.raises(ValueError, match=r"discounted_beta .* not learning_progress, .* negative"):
+        Composed("learning_progress", DiscountedBeta())
 
 
 def test_greedy_by_hand() -> None:
@@ -211,6 +209,23 @@ def test_every_strategy_with_one_arm_and_with_empty_arms(name: str, play) -> Non
         alone = Curriculum([7, 7], get_strategy(name, **parameters))
         alone.observe(alone.draw(2), advantages=[[1.0, -1.0]] * 2, rewards=[[1.0, 0.0]] * 2)
         assert alone.probabilities().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", sorted(set(strategy_names())))
+def test_every_strategy_takes_the_largest_values_and_refuses_larger_ones(name: str, play) -> None:
+    parameters = {"warmup": 1} if name == "pac" else NEEDED.get(name, {})
+    curriculum = Curriculum(CATEGORIES, get_strategy(name, **parameters), seed=3)
+    huge = np.array([[1e30, -1e30], [-1e30, -1e30], [1e-300, 1e30], [0.0, 5e-324]])
+    curriculum.draw(4)
+    curriculum.observe(range(4), advantages=huge, rewards=huge)
+    for _ in play(curriculum, 3):
+        assert curriculum.probabilities().sum() == pytest.approx(1.0)
+    before = curriculum.to_bytes()
+    for given in ("advantages", "rewards"):
+        arrays = {"advantages": huge, "rewards": huge, given: huge * 1.1}
+        with pytest.raises(ValueError, match=rf"{given}\[0, 0\] must be finite and at most 1e30"):
+            curriculum.observe(range(4), **arrays)
+    assert curriculum.to_bytes() == before
 
 
 def test_states_of_other_parameters_are_refused() -> None:

@@ -22,6 +22,10 @@ struct GroupArray {
   explicit operator bool() const { return type != FloatType::kNone; }
 };
 
+// Advantages and rewards of a larger size are refused: none is meant, and sums, squares and float32
+// copies of smaller ones stay finite in every strategy.
+inline constexpr double kLargestValue = 1e30;
+
 // What a batch says about each arm that occurs in it, in order of first occurrence.
 struct Reduction {
   static constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
@@ -48,8 +52,9 @@ class ArmReducer {
 
   void grow(std::size_t num_arms) { slot_of_arm_.resize(num_arms, -1); }
 
-  // Throws std::invalid_argument for shapes that do not fit, a value that is not finite, or
-  // neither array; std::out_of_range for an index that is not a prompt.
+  // Throws std::invalid_argument for shapes that do not fit, a value that is not finite or
+  // above kLargestValue in size, or neither array; std::out_of_range for an index that is not a
+  // prompt.
   Reduction reduce(const ArmCodes& codes, const std::int64_t* indices, std::size_t count,
                    const GroupArray& advantages, const GroupArray& rewards);
 

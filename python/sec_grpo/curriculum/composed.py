@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sec_grpo.curriculum._labels import Label
 from sec_grpo.curriculum._parameters import real_parameter
 from sec_grpo.curriculum.allocators import ALLOCATORS, Allocator, Softmax
-from sec_grpo.curriculum.estimators import EMA, ESTIMATORS, Estimator
+from sec_grpo.curriculum.estimators import EMA, ESTIMATORS, DiscountedBeta, Estimator
 from sec_grpo.curriculum.signals import SIGNALS
 from sec_grpo.curriculum.strategy import Feedback, Strategy
 
@@ -72,6 +72,11 @@ class Composed(Strategy):
         if self.signal not in SIGNALS:
             raise ValueError(f"signal must be one of {', '.join(SIGNALS)}, got {self.signal!r}")
         estimator = _part("estimator", self.estimator, ESTIMATORS)
+        if isinstance(estimator, DiscountedBeta) and SIGNALS[self.signal].relative:
+            raise ValueError(
+                "estimator discounted_beta needs a signal in [0, 1], such as success_variance, not "
+                f"{self.signal}, whose changes may be negative"
+            )
         object.__setattr__(self, "estimator", estimator)
         object.__setattr__(self, "allocator", _part("allocator", self.allocator, ALLOCATORS))
         threshold = real_parameter("success_threshold", self.success_threshold, "a finite number")

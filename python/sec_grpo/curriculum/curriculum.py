@@ -215,8 +215,9 @@ class Curriculum:
 
         At least one of the arrays is needed; SEC needs the advantages. Groups that a trainer
         drops, because all their rewards are equal, belong into the batch all the same. Raises
-        ValueError for wrong shapes and for NaN or infinity, TypeError for values that are not
-        numbers, IndexError for an index outside [0, N); then nothing of the batch was used.
+        ValueError for wrong shapes and for NaN, infinity and values above 1e30 in size, TypeError
+        for values that are not numbers, IndexError for an index outside [0, N); then nothing of
+        the batch was used.
         """
         index_array = as_indices(indices)
         advantage_array = as_groups("advantages", advantages)
