@@ -72,6 +72,33 @@ def test_a_restored_teacher_continues_identically() -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "the state has version 2"),
+        ({"rewards": None}, "rewards must be finite numbers of shape"),
+        ({"tasks": np.zeros((3, 1))}, r"rewards must be finite numbers of shape \(3,\)"),
+        ({"means": np.full((2, 1), np.nan)}, "means must be finite"),
+        ({"observed": 39}, "40 tasks of 39 observed"),
+        ({"generator": {"bit_generator": "Philox"}}, "'state' is missing"),
+    ],
+)
+def test_a_damaged_state_changes_nothing(change: dict, message: str) -> None:
+    teacher = ALPGMM(0, 1, seed=2, fit_every=40, max_components=2, capacity=100)
+    knobs = teacher.sample(40)
+    teacher.observe(knobs, knobs[:, 0])
+    state = teacher.state_dict()
+    with pytest.raises(ValueError, match=message):
+        teacher.load_state_dict({**state, **change})
+    assert len(state["weights"]) == 2
+    cut = {key: value for key, value in state.items() if key != "factors"}
+    with pytest.raises(ValueError, match="the state is damaged: 'factors' is missing"):
+        teacher.load_state_dict(cut)
+    restored = ALPGMM(0, 1, seed=2, fit_every=40, max_components=2, capacity=100)
+    restored.load_state_dict(state)
+    assert teacher.sample(9).tolist() == restored.sample(9).tolist()
+
+
+@pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
         ((1, 0), {}, "low must be below high"),

@@ -136,7 +136,11 @@ class ALPGMM:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue as the teacher that gave the state would; ValueError where it cannot."""
+        """Continue as the teacher that gave the state would.
+
+        Raises ValueError with the reason for a state of another teacher or version, and for a
+        damaged one; the teacher is then unchanged.
+        """
         if not isinstance(state, Mapping) or state.get("format") != _FORMAT:
             raise ValueError(f"the state must be what ALPGMM.state_dict() gave, got {state!r:.60}")
         if state.get("version") != 1:
@@ -144,20 +148,48 @@ class ALPGMM:
                 f"the state has version {state.get('version')!r}, this version reads 1; update "
                 "sec-grpo"
             )
-        if state["parameters"] != self._parameters():
+        if state.get("parameters") != self._parameters():
             raise ValueError(
-                f"the state is of another teacher: {state['parameters']}, this one has "
+                f"the state is of another teacher: {state.get('parameters')}, this one has "
                 f"{self._parameters()}"
             )
-        arrays = {name: np.array(state[name], dtype=np.float64) for name in self._ARRAYS}
-        generator = np.random.Philox()
-        generator.state = state["generator"]
-        self._generator = np.random.Generator(generator)
-        self._observed = int(state["observed"])
+        try:
+            arrays, observed, generator = self._read(state)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"the state is damaged: {reason}; load another one") from error
+        self._generator = generator
+        self._observed = observed
         for name, array in arrays.items():
             setattr(self, f"_{name}", array)
 
     _ARRAYS = ("tasks", "rewards", "progress", "weights", "means", "factors")
+
+    def _read(
+        self, state: Mapping[str, Any]
+    ) -> tuple[dict[str, NDArray[np.float64]], int, np.random.Generator]:
+        """The arrays, the number of tasks and the generator of a state, checked."""
+        arrays = {name: np.array(state[name], dtype=np.float64) for name in self._ARRAYS}
+        dim, tasks, components = len(self._low), len(arrays["tasks"]), len(arrays["weights"])
+        shapes = {
+            "tasks": (tasks, dim),
+            "rewards": (tasks,),
+            "progress": (tasks,),
+            "weights": (components,),
+            "means": (components, dim),
+            "factors": (components, dim, dim),
+        }
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
+                raise ValueError(
+                    f"{name} must be finite numbers of shape {shape}, got {arrays[name].shape}"
+                )
+        observed = int(state["observed"])
+        if tasks != min(observed, self._capacity):
+            raise ValueError(f"it holds {tasks} tasks of {observed} observed")
+        generator = np.random.Philox()
+        generator.state = state["generator"]
+        return arrays, observed, np.random.Generator(generator)
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -198,6 +230,7 @@ class ALPGMM:
     def _fit(self) -> None:
         try:
             from sklearn.mixture import GaussianMixture
+            from threadpoolctl import threadpool_limits
         except ImportError as error:
             raise ImportError(
                 "ALPGMM needs scikit-learn: pip install 'sec-grpo[teachers]'"
@@ -209,7 +242,9 @@ class ALPGMM:
             GaussianMixture(k, covariance_type="full", reg_covar=_EPSILON, random_state=seed)
             for k in range(2, self._max_components + 1)
         ]
-        best = min((mixture.fit(data) for mixture in mixtures), key=lambda m: m.aic(data))
+        # Some hundred points: threads cost more than they compute, on a busy machine seconds.
+        with threadpool_limits(1):
+            best = min((mixture.fit(data) for mixture in mixtures), key=lambda m: m.aic(data))
         progress = np.clip(best.means_[:, -1], 0.0, None)
         total = progress.sum()
         count = len(progress)
