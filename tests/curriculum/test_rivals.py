@@ -182,6 +182,6 @@ def test_missing_feedback_changes_nothing() -> None:
     ):
         curriculum = Curriculum([1, 2], strategy)
         before = curriculum.to_bytes()
-        with pytest.raises(ValueError, match=r"pass rewards|give observe\("):
+        with pytest.raises(ValueError, match=r"give observe\("):
             curriculum.observe([0], **given)
         assert curriculum.to_bytes() == before

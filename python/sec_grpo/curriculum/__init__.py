@@ -12,7 +12,7 @@ from sec_grpo.curriculum.estimators import EMA, DiscountedBeta, Gaussian, Window
 from sec_grpo.curriculum.factored import Factored
 from sec_grpo.curriculum.floor import Floor
 from sec_grpo.curriculum.gate import DynamicSampling, GatedBatch, ShortageError
-from sec_grpo.curriculum.learnability import TSCL, Learnability
+from sec_grpo.curriculum.learnability import Learnability
 from sec_grpo.curriculum.ordered import Ordered, Reverse
 from sec_grpo.curriculum.pac import PAC
 from sec_grpo.curriculum.plr import PLR
@@ -21,6 +21,7 @@ from sec_grpo.curriculum.registry import get_strategy, register_strategy, strate
 from sec_grpo.curriculum.sec import SEC
 from sec_grpo.curriculum.staged import Staged
 from sec_grpo.curriculum.strategy import Feedback, Strategy
+from sec_grpo.curriculum.tscl import TSCL
 from sec_grpo.curriculum.weights import StaticWeights
 
 __all__ = [

@@ -12,7 +12,7 @@ from sec_grpo.curriculum.composed import Composed
 from sec_grpo.curriculum.dump import DUMP
 from sec_grpo.curriculum.e2h import E2HGaussian
 from sec_grpo.curriculum.floor import Floor
-from sec_grpo.curriculum.learnability import TSCL, Learnability
+from sec_grpo.curriculum.learnability import Learnability
 from sec_grpo.curriculum.ordered import Ordered, Reverse
 from sec_grpo.curriculum.pac import PAC
 from sec_grpo.curriculum.plr import PLR
@@ -20,6 +20,7 @@ from sec_grpo.curriculum.random import Random
 from sec_grpo.curriculum.sec import SEC
 from sec_grpo.curriculum.staged import Staged
 from sec_grpo.curriculum.strategy import Strategy
+from sec_grpo.curriculum.tscl import TSCL
 from sec_grpo.curriculum.weights import StaticWeights
 
 _STRATEGIES: dict[str, type[Strategy]] = {
