@@ -51,6 +51,13 @@ EQUAL = [
     (r"6\sqrt{3}+\pi", [r"\pi+6\sqrt{3}", r"\pi + \sqrt{108}"]),
     ("3:2", ["3 : 2", "3/2"]),
     ("12, 345", ["12,345", "345, 12"]),
+    (r"\frac{7}{5} + \frac{1}{5} i.", [r"\frac{7+i}{5}", r"\frac{7}{5}+\frac{i}{5}."]),
+    (r"30^\circ.", ["30", r"30^\circ"]),
+    # Equations whose last side counts.
+    ("3", ["1 + 2 = 3", "x = 1 + 2 = 3", "f(2) = 3", r"$x = 3$", r"\sqrt{9} = 3"]),
+    (r"\pi", [r"\pi \approx 3.14", r"\frac{2\pi}{2} = \pi"]),
+    ("0.33", [r"\frac{1}{3} = 0.33"]),
+    ("x+1", ["$1 + x$.", "y = x + 1"]),
 ]
 # (truth, answers that are worth something else)
 OTHER = [
@@ -73,6 +80,27 @@ OTHER = [
     ("123456789", ["123456788", "123456789.1"]),
     ("12, 345", ["12345", "12.345"]),
     ("0", ["1", "x", r"\emptyset"]),
+    (r"\frac{7}{5} + \frac{1}{5} i.", [r"\frac{1}{5}", r"\frac{1}{5} i"]),
+    # Several answers, and false equations.
+    ("3", ["7 = 3", "x = 7 = 3", r"7 \approx 3", r"3 \approx 7", "3 or 7", "3, 7", r"3 \neq 7"]),
+    (
+        r"\frac{1}{2}",
+        [
+            r"7 or \frac{1}{2}",
+            r"7 \\ \frac{1}{2}",
+            r"\frac{1}{2} \\ 7",
+            r"7 \to \frac{1}{2}",
+            r"\frac{1}{2} \Rightarrow 7",
+            r"\neq \frac{1}{2}",
+            r"> \frac{1}{2}",
+            r"\frac{1}{2} \cup 7",
+            r"\text{ \frac{1}{2} } 7",
+            r"\cancel{ \frac{1}{2} } 7",
+            r"7 = \frac{1}{2}",
+            r"\frac{1}{3} = \frac{1}{2}",
+        ],
+    ),
+    ("(1,2)", [r"$7$ $(1,2)$", r"(1,2), (2,1)", r"(1,2) \text{ or } (2,1)"]),
 ]
 # What docs/tasks.md lists: math-verify's judgement differs from a teacher's.
 KNOWN_RIGHT = [
