@@ -14,8 +14,8 @@ from sec_grpo.cli import app
 PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 SMALL = {
-    "train": "--per_device_train_batch_size 4 --num_generations 2 --max_completion_length 4",
-    "eval": "--limit 2 --max_completion_length 4",
+    "train": "--per_device_train_batch_size 4 --num_generations 2",
+    "eval": "--limit 2",
 }
 
 
@@ -38,7 +38,8 @@ def test_in_python(in_folder):
 
 
 def test_on_the_command_line(in_folder):
-    commands = re.findall(r"^sec-grpo ((train|eval) .*reverse_task\.py.*)$", PAGE, re.MULTILINE)
+    joined = PAGE.replace("\\\n", "")
+    commands = re.findall(r"^sec-grpo ((train|eval) .*reverse_task\.py.*)$", joined, re.MULTILINE)
     assert [kind for _, kind in commands] == ["train", "eval"]
     for command, kind in commands:
         words = [*command.split(), *SMALL[kind].split()]
