@@ -7,8 +7,10 @@ import pytest
 pytest.importorskip("trl", reason="needs TRL: pip install 'sec-grpo[trl]'")
 
 import torch
+import transformers
 import trl
 from datasets import Dataset
+from packaging.version import Version
 from peft import LoraConfig
 
 import sec_grpo
@@ -42,6 +44,11 @@ EQUAL = [
     "num_tokens",
 ]
 CLIPPING = [f"clip_ratio/{kind}" for kind in ("low_mean", "low_min", "high_mean", "high_max")]
+if Version(trl.__version__) < Version("1.12"):
+    # Older ones take the least and the largest over processes, not over sequences.
+    CLIPPING = [name for name in CLIPPING if name.endswith("mean")]
+# transformers 4 rounds the loss to four decimals.
+LOSS_ERROR = 1.01e-4 if Version(transformers.__version__) < Version("5") else 1e-5
 
 
 def length_reward(completions, log_metric, **columns):
@@ -111,6 +118,8 @@ LOSSES = {
 
 @pytest.mark.parametrize("options", LOSSES.values(), ids=LOSSES.keys())
 def test_same_batch_same_metrics(options, tmp_path, monkeypatch) -> None:
+    if "entropy_coef" in options and "entropy_coef" not in trl.GRPOConfig.__dataclass_fields__:
+        pytest.skip("this TRL has no entropy bonus")
     ours = logged(
         sec_grpo.GRPOTrainer, sec_grpo.GRPOConfig, tmp_path / "ours", monkeypatch, **options
     )
@@ -126,10 +135,12 @@ def test_same_batch_same_metrics(options, tmp_path, monkeypatch) -> None:
             assert mine[name] == pytest.approx(other[name], abs=1e-5), (step, name)
         if step == 0:
             assert mine["entropy"] == pytest.approx(other["entropy"], rel=1e-4)
-            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-5)
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=LOSS_ERROR)
     if options.get("num_iterations") == 2 and "clip_ratio/low_mean" in theirs[1]:
         sequences = options.get("importance_sampling_level") == "sequence"
-        for name in CLIPPING[1::2] if sequences else CLIPPING:
+        for name in CLIPPING:
+            if sequences and name.endswith("mean"):
+                continue
             assert ours[1][name] == pytest.approx(theirs[1][name], abs=1e-6), name
         assert any(theirs[1][name] for name in CLIPPING), "the second pass should be clipped"
     if options.get("loss_type") == "cispo":
