@@ -16,6 +16,7 @@ P groups, G samples of each.
 from __future__ import annotations
 
 import copy
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sec_grpo.curriculum import Curriculum
 from sec_grpo.errors import CheckpointError
 from sec_grpo.integrations.curriculum import Pace, curriculum_over
 from sec_grpo.integrations.feedback import group_feedback
+from sec_grpo.integrations.methods import lacking
 from sec_grpo.ops import group_advantages
 from sec_grpo.report.atomic import write_atomically
 
@@ -36,6 +38,33 @@ except ImportError as error:
         f"slime.rollout.data_source: {error}. It is not the package slime of the Python index",
         name="slime",
     ) from error
+
+# The release, and for each method its arguments after self.
+_TESTED = "0.3.1"
+_OVERRIDDEN = {
+    "get_samples": ("num_samples",),
+    "save": ("rollout_id",),
+    "load": ("rollout_id",),
+    "add_samples": ("samples",),
+}
+
+
+def _check_installed() -> None:
+    """ImportError, with the version, where slime's data source has other methods."""
+    if (reason := lacking(RolloutDataSourceWithBuffer, _OVERRIDDEN)) is None:
+        return
+    try:
+        version = metadata.version("slime")
+    except metadata.PackageNotFoundError:
+        version = "of unknown version"
+    raise ImportError(
+        f"sec_grpo.integrations.slime does not fit slime {version}: {reason}. It is tested with "
+        f"slime {_TESTED}; install it, or a newer sec-grpo",
+        name="slime",
+    )
+
+
+_check_installed()
 
 _ROW = "sec_grpo_row"
 """the key in a sample's metadata that says which row of the data set it is"""

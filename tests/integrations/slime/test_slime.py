@@ -196,3 +196,22 @@ def test_without_slime_the_import_says_where_it_is() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
     assert "needs slime (https://github.com/THUDM/slime)" in done.stderr
+
+
+def test_a_slime_with_other_methods_is_named_with_its_version(slime, monkeypatch) -> None:
+    base = slime.RolloutDataSourceWithBuffer
+    monkeypatch.setattr(slime.metadata, "version", lambda name: "9.9")
+    for name in ("get_samples", "add_samples", "save", "load"):
+        with monkeypatch.context() as changed:
+            changed.setattr(base, name, lambda self, other: None)
+            with pytest.raises(ImportError, match=rf"fit slime 9\.9: .*{name} takes \(oth"):
+                slime._check_installed()
+    slime._check_installed()
+
+    def missing(name):
+        raise slime.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(slime.metadata, "version", missing)
+    monkeypatch.setattr(base, "save", None)
+    with pytest.raises(ImportError, match="of unknown version: RolloutDataSourceWithBuffer has no"):
+        slime._check_installed()

@@ -38,7 +38,7 @@ def replaced() -> object:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected))
+    return (torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected)).item()
 
 
 def in_plain_torch(hidden, weight, bias, targets, temperature, _, softcap, logit_scale, outputs):

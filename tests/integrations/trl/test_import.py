@@ -12,7 +12,7 @@ pytest.importorskip("trl", reason="needs TRL: pip install 'sec-grpo[trl]'")
 
 import trl
 
-from sec_grpo.integrations.trl import installed
+from sec_grpo.integrations.trl import CurriculumMixin, installed
 
 
 def test_it_is_imported_by_the_adapter_alone() -> None:
@@ -66,3 +66,18 @@ def test_a_trl_without_what_is_overridden_is_named_with_its_version(monkeypatch,
     with pytest.raises(ImportError) as raised:
         installed.check_installed()
     assert str(raised.value).startswith(f"{before} has no {name}.")
+
+
+@pytest.mark.parametrize("name", installed.READ)
+def test_a_trl_whose_trainer_lacks_an_attribute_is_named_with_its_version(make, tmp_path, name):
+    class Renamed(trl.GRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            delattr(self, name)
+
+    class WithCurriculum(CurriculumMixin, Renamed):
+        pass
+
+    before = f"does not fit trl {trl.__version__}: GRPOTrainer sets no {name}"
+    with pytest.raises(ImportError, match=before):
+        make(tmp_path, kind=WithCurriculum, curriculum="sec")

@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
     pytest.skip(f"this verl needs {error.name} for its kernels", allow_module_level=True)
 
 from sec_grpo.integrations.verl import fused  # noqa: E402
+from sec_grpo.integrations.verl.installed import installed_version  # noqa: E402
 
 
 def make(shape, dtype=torch.float64):
@@ -113,6 +114,23 @@ def test_importing_it_puts_ours_under_verl_s_forward(common, inputs) -> None:
         torch.testing.assert_close(found.log_probs.view(1, 11), chosen, rtol=1e-5, atol=1e-5)
         entropy = -(expected.exp() * expected).sum(-1)
         torch.testing.assert_close(found.entropy.view(1, 11), entropy, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["FusedLinearForPPO.forward", "linear_cross_entropy"])
+def test_another_signature_is_an_import_error(monkeypatch, name) -> None:
+    def forward(first, hidden, head):
+        pass
+
+    kind = type("Newer", (), {"forward": forward})
+    if name == "linear_cross_entropy":
+        monkeypatch.setattr(triton_module, "LinearCrossEntropy", kind)
+    else:
+        monkeypatch.setattr(torch_functional, "FusedLinearForPPO", kind)
+    version = installed_version()
+    with pytest.raises(
+        ImportError, match=rf"does not fit verl {version}: {name} takes \(hidden, h"
+    ):
+        fused.install()
 
 
 def test_verl_imports_it_by_its_configuration(common, inputs) -> None:

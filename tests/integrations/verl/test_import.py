@@ -51,6 +51,13 @@ def test_a_class_without_a_method_is_named_with_the_version(monkeypatch) -> None
         installed.check_methods(Trainer, {"_save": ()})
 
 
+@pytest.mark.parametrize("version", ["0.10.0", "0.9rc1", "0.9.1.post2", "1.0.dev0+g1234"])
+def test_versions_of_any_form_are_read(monkeypatch, version) -> None:
+    monkeypatch.setattr(installed.metadata, "version", lambda name: version)
+    expected = {"0.10.0": (0, 10), "1.0.dev0+g1234": (1, 0)}.get(version, (0, 9))
+    assert installed.minor_version() == expected
+
+
 def test_modules_for_other_versions_say_which_way_to_go() -> None:
     version = installed.minor_version()
     if version >= (0, 9):

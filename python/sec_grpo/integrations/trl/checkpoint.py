@@ -133,9 +133,7 @@ def _pending(trainer: Any, curriculum: Curriculum) -> dict[str, Any] | None:
     None also for batches that hold more than tensors and numbers, such as images: reading them
     back would need pickle, which runs what a file says.
     """
-    args = trainer.args
-    step = getattr(trainer, "_step", 0)
-    inputs = getattr(trainer, "_buffered_inputs", None)
+    args, step, inputs = trainer.args, trainer._step, trainer._buffered_inputs
     at_end = step % (args.steps_per_generation * args.num_iterations) == 0
     if at_end or inputs is None or not _is_plain(inputs):
         return None

@@ -17,7 +17,8 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.trainer import utils
 
-from sec_grpo.integrations.trl.installed import TESTED, installed_version, missing_arguments
+from sec_grpo.integrations.methods import other_arguments
+from sec_grpo.integrations.trl.installed import TESTED, installed_version
 from sec_grpo.ops import linear_logprob
 from sec_grpo.trainer.policy import call_through, check_lm_head, decoder, lm_head
 
@@ -32,8 +33,9 @@ _STREAMED = (
     "final_logit_softcapping",
     "logit_scale",
     "outputs",
+    "*",
 )
-_SCORED = ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size")
+_SCORED = ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "*")
 
 
 class use_fused_loss(contextlib.AbstractContextManager):
@@ -85,7 +87,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
     if hasattr(utils, "add_fused_lm_head"):
         own = getattr(utils, "_ChunkedLogProbFunction", None)
         # None: TRL 1.15.0 without Triton.
-        reason = None if own is None else missing_arguments(own.forward, _STREAMED)
+        reason = None if own is None else other_arguments(own.forward, _STREAMED)
         found: list[tuple[Any, str, Any]] = [(utils, "_ChunkedLogProbFunction", FusedLogProb)]
     else:
         name = "_get_per_token_logps_and_entropies"
@@ -94,7 +96,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         if own is not None:
             # 1.14 passes its arguments on.
             scored = getattr(GRPOTrainer, "_full_logits_logps", own)
-            reason = missing_arguments(scored, _SCORED)
+            reason = other_arguments(scored, _SCORED)
         found = [] if reason else [(GRPOTrainer, name, _scorer(own))]
         if hasattr(GRPOTrainer, "compute_liger_loss"):
             found.append((GRPOTrainer, "compute_liger_loss", _refuse_liger))

@@ -1,19 +1,22 @@
-"""Whether the installed TRL has the private methods that the adapter overrides."""
+"""Whether the installed TRL has the private methods and attributes that the adapter uses."""
 
 from __future__ import annotations
 
-import inspect
 from importlib import metadata
 from typing import Any
 
+from sec_grpo.integrations.methods import lacking
+
 TESTED = "1.0.0 to 1.16.0"
-# Method of GRPOTrainer -> its arguments after self that are relied on.
+# Method of GRPOTrainer -> its arguments after self.
 OVERRIDDEN = {
     "_generate_and_score_completions": ("inputs",),
-    "_calculate_rewards": ("inputs", "prompts", "completions"),
+    "_calculate_rewards": ("inputs", "prompts", "completions", "*"),
     "_save_checkpoint": ("model", "trial"),
     "_load_optimizer_and_scheduler": ("checkpoint",),
 }
+# What a trainer has once it is made.
+READ = ("_metrics", "_step", "_buffered_inputs")
 
 
 def installed_version() -> str:
@@ -44,28 +47,21 @@ def check_installed() -> None:
             "what it misses, or a version that fits your transformers",
             name="trl",
         ) from error
-    if reason := misfit(GRPOTrainer):
-        raise ImportError(
-            f"sec_grpo.integrations.trl does not fit trl {version}: {reason}. It is tested with "
-            f"trl {TESTED}; install one of these, or a newer sec-grpo",
-            name="trl",
-        )
+    if reason := lacking(GRPOTrainer, OVERRIDDEN):
+        raise misfit(reason)
 
 
-def misfit(trainer: Any) -> str | None:
-    """What the class lacks of the overridden methods, or None."""
-    for name, needed in OVERRIDDEN.items():
-        method = getattr(trainer, name, None)
-        if method is None:
-            return f"GRPOTrainer has no {name}"
-        if reason := missing_arguments(method, needed):
-            return f"GRPOTrainer.{name} {reason}"
-    return None
+def check_attributes(trainer: Any) -> None:
+    """ImportError, with the version, where a trainer lacks an attribute that the adapter uses."""
+    for name in READ:
+        if not hasattr(trainer, name):
+            raise misfit(f"GRPOTrainer sets no {name}")
 
 
-def missing_arguments(function: Any, needed: tuple[str, ...]) -> str | None:
-    """Whether `needed` are not the function's first arguments after self or ctx, in words."""
-    found = tuple(inspect.signature(function).parameters)[1:]
-    if found[: len(needed)] == needed:
-        return None
-    return f"takes ({', '.join(found)}) where ({', '.join(needed)}) is expected"
+def misfit(reason: str) -> ImportError:
+    """The error for an installed TRL that lacks something."""
+    return ImportError(
+        f"sec_grpo.integrations.trl does not fit trl {installed_version()}: {reason}. It is tested "
+        f"with trl {TESTED}; install one of these, or a newer sec-grpo",
+        name="trl",
+    )

@@ -21,6 +21,7 @@ from trl import GRPOTrainer
 from sec_grpo.curriculum import Curriculum, Strategy
 from sec_grpo.distributed import DistributedCurriculum
 from sec_grpo.integrations.trl import checkpoint as checkpoints
+from sec_grpo.integrations.trl.installed import check_attributes
 from sec_grpo.integrations.trl.prompts import (
     arguments_of,
     curriculum_of,
@@ -77,6 +78,7 @@ class CurriculumMixin(_Trainer):
             curriculum, category, given.get("train_dataset"), given.get("args")
         )
         super().__init__(*args, **kwargs)
+        check_attributes(self)
         self._shared = DistributedCurriculum(self.curriculum, accelerator=self.accelerator)
         self._rewards_per_func: torch.Tensor | None = None
 

@@ -13,16 +13,19 @@ N tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sec_grpo.integrations.methods import other_arguments
 from sec_grpo.integrations.verl.installed import misfit
 from sec_grpo.ops import linear_logprob
 
 _REDUCTIONS = ("none", "sum", "mean")
+# What verl calls both with.
+_MODULE = ("hidden_states", "vocab_weights", "input_ids", "temperature")
+_FUNCTION = ("hidden", "weight", "labels", "temperature", "reduction", "dist_process_group")
 
 
 def linear_cross_entropy(
@@ -111,10 +114,10 @@ def install() -> None:
     from verl.utils.kernel import linear_cross_entropy as triton_module
 
     own = torch_functional.FusedLinearForPPO
-    if own is not FusedLinearForPPO:
-        expected = list(inspect.signature(FusedLinearForPPO.forward).parameters)
-        if (found := list(inspect.signature(own.forward).parameters)) != expected:
-            raise misfit(f"FusedLinearForPPO.forward takes ({', '.join(found)})")
+    if own is not FusedLinearForPPO and (reason := other_arguments(own.forward, _MODULE)):
+        raise misfit(f"FusedLinearForPPO.forward {reason}")
+    if reason := other_arguments(triton_module.LinearCrossEntropy.forward, _FUNCTION):
+        raise misfit(f"linear_cross_entropy {reason}")
     torch_functional.FusedLinearForPPO = FusedLinearForPPO
     triton_module.linear_cross_entropy = linear_cross_entropy
 

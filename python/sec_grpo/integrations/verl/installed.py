@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+
+from packaging.version import Version
+
+from sec_grpo.integrations.methods import Arguments, lacking
 
 TESTED = "0.5.0 to 0.9.1"
 _OLDEST = (0, 5)
 
 # What is overridden or called of the trainer of verl 0.9, with its arguments after self.
-TRAINER: dict[str, tuple[str, ...]] = {
+TRAINER: dict[str, Arguments] = {
     "_init_dataloader": (),
     "_next_train_batch": ("num_prompts",),
     "_fetch_one_gen_batch": (),
@@ -21,7 +24,7 @@ TRAINER: dict[str, tuple[str, ...]] = {
     "on_step_end": (),
 }
 # And of verl 0.8.
-RAY_TRAINER: dict[str, tuple[str, ...]] = {
+RAY_TRAINER: dict[str, Arguments] = {
     "_update_actor": ("batch",),
     "_save_checkpoint": (),
     "_load_checkpoint": (),
@@ -46,8 +49,8 @@ def installed_version() -> str:
 
 def minor_version() -> tuple[int, int]:
     """(major, minor) of the installed verl."""
-    major, minor = installed_version().split(".")[:2]
-    return int(major), int(minor)
+    version = Version(installed_version())
+    return version.major, version.minor
 
 
 def check_installed() -> None:
@@ -65,15 +68,7 @@ def misfit(reason: str) -> ImportError:
     )
 
 
-def check_methods(kind: type, needed: dict[str, tuple[str, ...]]) -> None:
+def check_methods(kind: type, needed: Mapping[str, Arguments]) -> None:
     """ImportError, with the version, where a method is missing or takes other arguments."""
-    for name, arguments in needed.items():
-        method: Any = getattr(kind, name, None)
-        if method is None:
-            raise misfit(f"{kind.__name__} has no {name}")
-        found = tuple(inspect.signature(method).parameters)[1:]
-        if found != arguments:
-            raise misfit(
-                f"{kind.__name__}.{name} takes ({', '.join(found)}) where "
-                f"({', '.join(arguments)}) is expected"
-            )
+    if reason := lacking(kind, needed):
+        raise misfit(reason)

@@ -1,12 +1,9 @@
-"""Groups from verl's rollouts, which come in any order and may be incomplete."""
+"""Groups from another trainer's rollouts, which come in any order and may be incomplete."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
-
-pytest.importorskip("verl", reason="needs verl (make test-verl-newest)")
 
 from sec_grpo import SEC, Curriculum
 from sec_grpo.integrations.feedback import group_feedback, rollout_advantages
