@@ -1,4 +1,4 @@
-"""Scenarios of verl 0.7's and 0.8's main_ppo in a task runner on a local Ray; see test_sampler."""
+"""Scenarios of verl 0.5's to 0.8's main_ppo in a task runner on a local Ray; see test_sampler."""
 
 import sys
 from pathlib import Path
@@ -9,27 +9,34 @@ import ray
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import Answers, Workers, make_config, write_inputs
+from common import GROUP, Answers, Workers, make_config, write_inputs
 
 from sec_grpo.integrations.verl.installed import minor_version
 
-BYPASS = "algorithm.rollout_correction.bypass_mode=True"
+BYPASS = ["algorithm.rollout_correction.bypass_mode=True"] if minor_version() >= (0, 7) else []
 
 
 class AnsweringManager:
     """Stands for verl's agent loops: completions at once, with what each row has earned."""
 
-    def __init__(self, answers):
-        self.answers = answers
+    def __init__(self, answers, tokenizer):
+        self.answers, self.tokenizer = answers, tokenizer
+
+    def numbers(self, prompts):
+        """The row of each prompt; verl 0.5 hands on nothing but its tokens."""
+        columns = prompts.non_tensor_batch
+        if "extra_info" in columns:
+            return [info["number"] for info in columns["extra_info"]]
+        texts = [self.tokenizer.decode(ids) for ids in columns["raw_prompt_ids"]]
+        return ["abc".index(text[0]) + 3 * (len(text) - 1) for text in texts]
 
     def generate_sequences(self, prompts):
         from verl import DataProto
 
-        infos = prompts.non_tensor_batch["extra_info"]
-        size = len(infos) // len(set(prompts.non_tensor_batch["uid"].tolist()))
         # Every prompt stands there as often as it is to be answered.
-        scores = self.answers.answer([info["number"] for info in infos[::size]])
-        count, length = len(infos), 4
+        numbers = self.numbers(prompts)
+        scores = self.answers.answer(numbers[::GROUP])
+        count, length = len(numbers), 4
         lengths = torch.arange(count) % 3 + 2
         mask = (torch.arange(length) < lengths[:, None]).long()
         rewards = torch.zeros(count, length)
@@ -56,15 +63,34 @@ class Pool(Workers):
     resource_pool_dict = {}  # noqa: RUF012
 
 
+class DataProtoWorkers(Workers):
+    """The actor as verl's trainer calls it: up to 0.6 directly."""
+
+    def update_actor(self, batch):
+        from verl import DataProto
+
+        super().update_actor(batch)
+        metrics = {"actor/grad_norm": [1.0]}
+        return DataProto.from_single_dict(data={}, meta_info={"metrics": metrics})
+
+    def compute_log_prob(self, batch):
+        """Of verl 0.5, which cannot go by those of the rollout."""
+        from verl import DataProto
+
+        logprobs = batch.batch["rollout_log_probs"]
+        return DataProto.from_dict({"old_log_probs": logprobs, "entropys": -logprobs})
+
+
 def runner_class():
     """verl's task runner, or ours for 0.8, without workers."""
-    from verl import DataProto
     from verl.trainer import main_ppo
     from verl.trainer.ppo.ray_trainer import Role
 
     base = main_ppo.TaskRunner
     if minor_version() >= (0, 8):
         from sec_grpo.integrations.verl.main_ppo import CurriculumTaskRunner as base
+    elif hasattr(base, "__ray_metadata__"):
+        base = base.__ray_metadata__.modified_class  # up to 0.6.0 already an actor
 
     class Runner(base):
         def add_actor_rollout_worker(self, config):
@@ -78,21 +104,21 @@ def runner_class():
             trainers, answers = [], Answers(before)
 
             def init_workers(trainer):
-                trainer.actor_rollout_wg = trainer.checkpoint_manager = Workers()
-                trainer.async_rollout_manager = AnsweringManager(answers)
+                trainer.actor_rollout_wg = trainer.checkpoint_manager = DataProtoWorkers()
+                trainer.async_rollout_manager = AnsweringManager(answers, trainer.tokenizer)
+                trainer.async_rollout_mode = True
                 trainers.append(trainer)
 
             def update_actor(trainer, batch):
-                trainer.actor_rollout_wg.updates += 1
-                metrics = {"actor/grad_norm": [1.0]}
-                return DataProto.from_single_dict(data={}, meta_info={"metrics": metrics})
+                return trainer.actor_rollout_wg.update_actor(batch)
 
             own = main_ppo.RayPPOTrainer
-            with (
-                mock.patch.object(own, "init_workers", init_workers),
-                mock.patch.object(own, "_update_actor", update_actor),
-            ):
-                self.run(config)
+            with mock.patch.object(own, "init_workers", init_workers):
+                if hasattr(own, "_update_actor"):
+                    with mock.patch.object(own, "_update_actor", update_actor):
+                        self.run(config)
+                else:
+                    self.run(config)
             (trainer,) = trainers
             sampler = trainer.train_dataloader.sampler
             return {
@@ -110,7 +136,7 @@ def runner_class():
 
 @ray.remote(num_cpus=1)
 def train(folder, name, *overrides, before=0):
-    config = make_config(folder, name, BYPASS, "trainer.balance_batch=False", *overrides)
+    config = make_config(folder, name, *BYPASS, "trainer.balance_batch=False", *overrides)
     return runner_class()().train(config, before)
 
 

@@ -104,13 +104,12 @@ def test_it_chooses_the_curriculum_of_its_version(config) -> None:
 
 def test_verl_finds_its_reward_function(config, folder, monkeypatch) -> None:
     monkeypatch.chdir(folder)
+    from verl.trainer import main_ppo
     from verl.trainer.ppo.reward import get_custom_reward_fn
 
-    if minor_version() >= (0, 7) and minor_version() < (0, 9):
+    if hasattr(main_ppo, "migrate_legacy_reward_impl"):
         # As verl's main does before it starts.
-        from verl.experimental.reward_loop import migrate_legacy_reward_impl
-
-        config = migrate_legacy_reward_impl(config.copy())
+        config = main_ppo.migrate_legacy_reward_impl(config.copy())
     score = get_custom_reward_fn(config)
     truth = '"abcd"'
     assert score(data_source="sort", solution_str="abcd", ground_truth=truth) == 1.0

@@ -1,7 +1,6 @@
 """verl 0.5 to 0.8: the sampler in verl's loader, and in its own training loop on a local Ray.
 
-The loop runs with stand-ins for what needs GPUs (see common.py), from verl 0.7.1 on; before, its
-parts are called by hand.
+The loop runs with stand-ins for what needs GPUs (see common.py).
 """
 
 from __future__ import annotations
@@ -10,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("verl", reason="needs verl (make test-verl-oldest)")
+pytest.importorskip("verl", reason="needs verl (make test-verl-0.7)")
 pytest.importorskip("ray", reason="needs ray")
 
 from sec_grpo.errors import CheckpointError
-from sec_grpo.integrations.verl.installed import installed_version, minor_version
+from sec_grpo.integrations.verl.installed import minor_version
 
 if minor_version() >= (0, 9):
     pytest.skip("verl 0.9 has no samplers by configuration", allow_module_level=True)
 
-from packaging.version import Version
 from torchdata.stateful_dataloader import StatefulDataLoader
 from verl import DataProto
 from verl.utils import hf_tokenizer
@@ -184,8 +182,6 @@ def test_what_does_not_fit_is_refused_with_the_way_out(common, make_loader) -> N
 
 @pytest.fixture(scope="module")
 def results(run_worker, tmp_path_factory):
-    if Version(installed_version()) < Version("0.7.1"):
-        pytest.skip("the loop of verl before 0.7.1 takes other stand-ins")
     folder = tmp_path_factory.mktemp("verl")
     return run_worker("sampler_worker.py", folder, ("plain", "resumed"))
 
