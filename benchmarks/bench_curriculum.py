@@ -15,7 +15,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from curriculum_sizes import NEEDED
+from curriculum_sizes import LARGEST_FOR_PYTHON, NEEDED
 from loaders import BufferLoader, ListLoader
 from torch.utils.data import RandomSampler
 
@@ -25,8 +25,8 @@ from sec_grpo.curriculum import get_strategy, strategy_names
 G = 8
 SIZES = [(30_000, 3), (1_000_000, 3), (1_000_000, 100), (1_000_000, 100_000)]
 if os.environ.get("SEC_GRPO_BENCH_FULL"):
-    SIZES += [(n, k) for n in (10**7, 10**8) for k in (3, 100, 10**4, 10**5, 10**6)]
-LARGEST_FOR_PYTHON = 1_000_000
+    arms = (3, 100, 10**4, 10**5, 10**6)
+    SIZES = [(n, k) for n in (30_000, 10**6, 10**7, 10**8) for k in arms if k <= n]
 TEMPERATURE, ALPHA = 0.5, 0.5
 
 sizes = pytest.mark.parametrize(("num_prompts", "num_arms"), SIZES)
@@ -74,9 +74,10 @@ def test_step(benchmark, num_prompts: int, num_arms: int, batch_size: int) -> No
 
 
 @sizes
-def test_observe(benchmark, num_prompts: int, num_arms: int) -> None:
+@batches
+def test_observe(benchmark, num_prompts: int, num_arms: int, batch_size: int) -> None:
     curriculum = Curriculum(categories(num_prompts, num_arms), SEC(ALPHA, TEMPERATURE))
-    indices, values = curriculum.draw(256), advantages(256)
+    indices, values = curriculum.draw(batch_size), advantages(batch_size)
     benchmark(curriculum.observe, indices, advantages=values)
     assert curriculum.metrics()["observations"] > 0
 
@@ -84,7 +85,7 @@ def test_observe(benchmark, num_prompts: int, num_arms: int) -> None:
 @sizes
 @pytest.mark.parametrize("loader_class", [ListLoader, BufferLoader])
 def test_step_of_a_python_loader(benchmark, loader_class, num_prompts: int, num_arms: int) -> None:
-    if num_prompts > LARGEST_FOR_PYTHON:
+    if num_prompts > LARGEST_FOR_PYTHON[0] or num_arms > LARGEST_FOR_PYTHON[1]:
         pytest.skip("minutes to build")
     loader = loader_class(categories(num_prompts, num_arms).tolist(), 0, ALPHA, TEMPERATURE)
     values = advantages(256).tolist()
@@ -97,22 +98,26 @@ def test_step_of_a_python_loader(benchmark, loader_class, num_prompts: int, num_
     benchmark.pedantic(step, rounds=30, warmup_rounds=2)
 
 
+@batches
 @pytest.mark.parametrize("num_prompts", sorted({n for n, _ in SIZES}))
-def test_draw_of_torch_random_sampler(benchmark, num_prompts: int) -> None:
+def test_draw_of_torch_random_sampler(benchmark, num_prompts: int, batch_size: int) -> None:
     sampler = RandomSampler(range(num_prompts))
     indices = itertools.chain.from_iterable(itertools.repeat(sampler))
-    assert len(set(itertools.islice(indices, 256))) == 256
-    benchmark(lambda: list(itertools.islice(indices, 256)))
+    assert len(set(itertools.islice(indices, batch_size))) == batch_size
+    benchmark(lambda: list(itertools.islice(indices, batch_size)))
 
 
+@batches
 @pytest.mark.parametrize("num_arms", sorted({k for _, k in SIZES}))
 @pytest.mark.parametrize("rival", ["numpy_choice", "torch_multinomial"])
-def test_choice_of_arms_by_others(benchmark, rival: str, num_arms: int) -> None:
+def test_choice_of_arms_by_others(benchmark, rival: str, num_arms: int, batch_size: int) -> None:
     weights = np.full(num_arms, 1.0 / num_arms)
     tensor, generator = torch.from_numpy(weights), np.random.default_rng(0)
     calls = {
-        "numpy_choice": lambda: generator.choice(num_arms, 256, p=weights),
-        "torch_multinomial": lambda: torch.multinomial(tensor, 256, replacement=True).numpy(),
+        "numpy_choice": lambda: generator.choice(num_arms, batch_size, p=weights),
+        "torch_multinomial": lambda: torch.multinomial(
+            tensor, batch_size, replacement=True
+        ).numpy(),
     }
     assert calls[rival]().max() < num_arms
     benchmark(calls[rival])
