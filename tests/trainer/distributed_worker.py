@@ -60,7 +60,9 @@ def make_trainer(output_dir, reward=None, **options):
     tokenizer = character_tokenizer("abcdefgh")
     recorder = Recorder(tokenizer)
     own = {
-        name: options.pop(name) for name in ("eval_dataset", "eval_reward_funcs") if name in options
+        name: options.pop(name)
+        for name in ("eval_dataset", "eval_reward_funcs", "peft_config")
+        if name in options
     }
     config = {
         "output_dir": str(output_dir),

@@ -14,6 +14,7 @@ What differs from a plain Trainer:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -47,9 +48,10 @@ from sec_grpo.trainer.critic import (
 from sec_grpo.trainer.encoding import Encoder
 from sec_grpo.trainer.entropy import EntropyBonus
 from sec_grpo.trainer.evaluation import Evaluator, by_category, evaluation_prompts, joined
-from sec_grpo.trainer.layout import find_layout
+from sec_grpo.trainer.layout import Layout, find_layout
 from sec_grpo.trainer.metrics import MetricStore
 from sec_grpo.trainer.packed import PackedTrainer
+from sec_grpo.trainer.parallel import is_sharded, shard_reference, whole_parameters
 from sec_grpo.trainer.policy import base_model, check_lm_head
 from sec_grpo.trainer.prompts import Category, PromptDataset
 from sec_grpo.trainer.reference import reference_model, reference_sync
@@ -175,19 +177,17 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
     def _prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check the model, and make the parts that a step is made of."""
         args = self.args
-        zero3 = self.is_deepspeed_enabled and (
-            self.accelerator.state.deepspeed_plugin.zero_stage == 3
-        )
-        sharded = self.is_fsdp_enabled or zero3
-        refuse_unsupported_model(self.model, sharded=sharded)
+        refuse_unsupported_model(self.model)
+        self._sharded = is_sharded(self)
+        self._model_digest = parameter_digest(self.model)
         if self._reference is not None:
-            self._reference.to(args.device)
+            if self._sharded:
+                self._reference = shard_reference(self._reference, self.accelerator)
+            else:
+                self._reference.to(args.device)
         if args.sync_ref_model:
             self.add_callback(reference_sync(self.model, self._reference, args))
-        with self.accelerator.autocast():
-            if args.fused_lm_head:
-                check_lm_head(self.model, torch.tensor([[0, 1]], device=args.device))
-            layout = find_layout(self.model, args.padding_free)
+        layout = self._check_model()
         self._metrics = MetricStore()
         self._timer = StepTimer(self._metrics, args.device)
         self.add_callback(self._timer)
@@ -208,21 +208,30 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
             metrics=self._metrics,
             pad_token_id=generation_config.pad_token_id,
             layout=layout,
-            sharded=sharded,
+            sharded=self._sharded,
             has_dropout=has_dropout(self.model),
             entropy_bonus=self._entropy_bonus,
         )
-        self._prepare_rollouts(tokenizer, generation_config, sharded)
+        self._prepare_rollouts(tokenizer, generation_config)
         self._recorder = RunRecorder(
             args.output_dir, self.curriculum, enabled=self.is_world_process_zero()
         )
         self._rollouts: Rollouts | None = None
 
+    def _check_model(self) -> Layout:
+        """Try the model on a few tokens: its head, and how rows may be laid out."""
+        args = self.args
+        first = next(self.model.parameters())
+        if getattr(first, "ds_tensor", None) is not None:
+            return Layout(packed=bool(args.padding_free))  # ZeRO-3 has loaded shards already
+        with self.accelerator.autocast():
+            if args.fused_lm_head:
+                check_lm_head(self.model, torch.tensor([[0, 1]], device=first.device))
+            # Of the first process: with FSDP others may not have loaded the weights.
+            return self._processes.gather_objects(find_layout(self.model, args.padding_free))[0]
+
     def _prepare_rollouts(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        generation_config: GenerationConfig,
-        sharded: bool,
+        self, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig
     ) -> None:
         args = self.args
         self._encoder = Encoder(
@@ -239,8 +248,8 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
             tokenizer,
             batch_size=args.rollout_batch_size,
             continuous_batching=continuous if args.use_transformers_continuous_batching else None,
-            # Weights are cast once for a whole generation, and not once a token.
-            context=lambda model: self.accelerator.autocast(),
+            context=self._sampling_context,
+            synced=self._sharded and not args.ds3_gather_for_generation,
         )
         self._estimator = make_estimator(args, len(self._rewards.names))
         self._collector = RolloutCollector(
@@ -264,9 +273,19 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
             processes=self._processes,
             batch_size=args.per_device_eval_batch_size,
             num_generations=args.num_generations_eval,
-            sharded=sharded,
+            sharded=self._sharded,
             seed=self.generation_seed,
         )
+
+    @contextlib.contextmanager
+    def _sampling_context(self, model: Any) -> Iterator[None]:
+        """Weights are gathered and cast once for a whole generation, and not once a token."""
+        whole = self._sharded and self.args.ds3_gather_for_generation
+        with (
+            self.accelerator.autocast(),
+            whole_parameters(self) if whole else contextlib.nullcontext(),
+        ):
+            yield
 
     def _criticise(self, rollouts: Rollouts, rewards: torch.Tensor) -> None:
         self._update.add_values(self.model_wrapped, rollouts, rewards)
@@ -383,6 +402,8 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
             prompts = evaluation_prompts(eval_dataset, self._category)
         if not prompts:
             raise ValueError("evaluate needs an eval_dataset, here or in the trainer")
+        if self._sharded and self.optimizer is None:
+            raise ValueError("evaluate needs the sharded model that train makes; use eval_on_start")
         started = time.perf_counter()
         results = {}
         try:
@@ -493,7 +514,7 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         """What must not change between the parts of a resumed run."""
         return {
             "train_dataset": f"{len(self._prompts)} prompts {self._prompts.digest}",
-            "model": f"parameters {parameter_digest(self.model)}",
+            "model": f"parameters {self._model_digest}",
             "generation_seed": self.generation_seed,
             "generation_batch_size": self.args.generation_batch_size,
             "num_generations": self.args.num_generations,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sec_grpo.ops import LinearLogprob, linear_logprob
+from sec_grpo.trainer.parallel import is_plain_linear
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def lm_head(model: nn.Module) -> LMHead:
     """
     inner = base_model(model)
     head = inner.get_output_embeddings()
-    if type(head) is not nn.Linear:
+    if not is_plain_linear(head):
         raise ValueError(
             f"fused_lm_head needs a plain linear lm_head, got {type(head).__name__}. Leave the "
             "lm_head out of the LoRA target_modules (and modules_to_save), or set "
@@ -87,7 +88,8 @@ def whole_logprobs(
 
     The model's own forward makes them, which works for any head.
     """
-    logits = base_model(model)(**_model_inputs(inputs)).logits
+    # Not a call of the module, which may be the one that is being called, with FSDP's hooks.
+    logits = base_model(model).forward(**_model_inputs(inputs)).logits
     # float32: bf16 log-probabilities are off by up to 0.07 near the peak.
     logits = logits.flatten(0, 1)[inputs["logit_positions"]].float() / temperature
     all_logprobs = logits.log_softmax(-1)

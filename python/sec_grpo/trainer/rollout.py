@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from sec_grpo.trainer.policy import base_model
+from sec_grpo.trainer.parallel import is_fsdp_root
+from sec_grpo.trainer.policy import base_model, call_through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,8 @@ def sample_completions(
         for start in range(0, len(prompt_ids), size):
             chunk = prompt_ids[start : start + size]
             inputs = _left_pad(chunk, generation_config.pad_token_id, device)
-            cache = _shared_prefix(model, chunk, inputs, generation_config)
+            # Where forwards are collective all processes have to make the same ones.
+            cache = None if synced else _shared_prefix(model, chunk, inputs, generation_config)
             if cache is not None:
                 options["past_key_values"] = cache
             output = model.generate(**inputs, **options)
@@ -288,19 +290,27 @@ class Sampler:
     ) -> list[list[int]]:
         """One completion for each prompt; see `sample_completions`."""
         with self._context(model):
-            if self._continuous_batching is not None:
-                return sample_by_continuous_batching(
-                    model, prompt_ids, self._config, seed=seed, options=self._continuous_batching
-                )
-            return sample_completions(
-                model,
-                prompt_ids,
-                self._config,
-                seed=seed,
-                batch_size=self._batch_size,
-                tokenizer=self._tokenizer,
-                synced=self._synced,
+            if is_fsdp_root(model) and base_model(model) is not model:
+                # The model in an adapter samples, but FSDP begins with the outermost one's forward.
+                return call_through(model, model, self._sample, model, prompt_ids, seed)
+            return self._sample(model, prompt_ids, seed)
+
+    def _sample(
+        self, model: PreTrainedModel, prompt_ids: list[list[int]], seed: int
+    ) -> list[list[int]]:
+        if self._continuous_batching is not None:
+            return sample_by_continuous_batching(
+                model, prompt_ids, self._config, seed=seed, options=self._continuous_batching
             )
+        return sample_completions(
+            model,
+            prompt_ids,
+            self._config,
+            seed=seed,
+            batch_size=self._batch_size,
+            tokenizer=self._tokenizer,
+            synced=self._synced,
+        )
 
     def is_finished(self, ids: list[int]) -> bool:
         """Whether a completion ended by itself."""

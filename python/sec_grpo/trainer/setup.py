@@ -243,7 +243,7 @@ def make_generation_config(
     return GenerationConfig(**own, **extra)
 
 
-def refuse_unsupported_model(model: torch.nn.Module, *, sharded: bool) -> None:
+def refuse_unsupported_model(model: torch.nn.Module) -> None:
     """Raise ValueError for what the trainer cannot sample from."""
     for name, config in (getattr(model, "peft_config", None) or {}).items():
         if config.is_prompt_learning:
@@ -251,11 +251,6 @@ def refuse_unsupported_model(model: torch.nn.Module, *, sharded: bool) -> None:
                 f"PEFT adapter {name!r} is a prompt-learning method ({config.peft_type}), "
                 "which GRPOTrainer does not support; use LoRA or another weight adapter"
             )
-    if sharded:
-        raise ValueError(
-            "GRPOTrainer does not support FSDP and DeepSpeed ZeRO-3 yet, because sampling "
-            "needs whole parameters; use DDP or ZeRO-1/2"
-        )
 
 
 def max_positions(model: torch.nn.Module) -> int | None:
