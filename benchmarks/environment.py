@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("sec-grpo", "torch", "triton", "transformers", "numpy")
+PACKAGES = ("sec-grpo", "torch", "triton", "transformers", "accelerate", "trl", "numpy")
 
 
 def environment() -> dict[str, Any]:

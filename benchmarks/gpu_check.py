@@ -54,7 +54,12 @@ def tuning() -> int:
     return run("benchmarks/tune_linear.py", "--out", RESULTS / "tune_linear_gpu.json")
 
 
-STAGES = {stage.__name__: stage for stage in (tests, heads, kernels, tuning)}
+def trainer() -> int:
+    code = run("benchmarks/bench_trainer.py", "--device", "cuda")
+    return code or run("benchmarks/bench_trainer.py", "--tables")
+
+
+STAGES = {stage.__name__: stage for stage in (tests, heads, kernels, tuning, trainer)}
 
 
 def main() -> int:
