@@ -15,6 +15,7 @@ import pytest
 from sec_grpo import tasks
 from sec_grpo.rewards import rewards_for
 from sec_grpo.tasks import TaskReward, get, gym, tagged
+from sec_grpo.tasks.base import NOT_VERIFIED
 from sec_grpo.tasks.gym import GymTask
 from sec_grpo.tasks.pool import VerifierPool
 
@@ -167,6 +168,7 @@ HOSTILE = {
     "an exit": "exit()",
     "a lambda": "(lambda: 1)()",
     "towers": "9**9**9**9",
+    "a factorial": "99999999!",
     "a list": "[1] * 10**9",
     "parentheses": "(" * 60_000 + "1" + ")" * 60_000,
     "brackets": "[" * 60_000,
@@ -213,8 +215,12 @@ def test_hostile_answers(name, pool, tmp_path):
         (verdict,) = pool.verify(
             [answered(text.replace("{file}", str(file)))], [truth], task=NAMES.index(name)
         )
-        assert time.monotonic() - started < 3.0, kind
+        # A second, and the start of the next process where the machine is busy.
+        assert time.monotonic() - started < 10.0, kind
         assert verdict.score < 1.0, kind
+        # What takes time for certain is not begun.
+        if kind in ("towers", "a factorial"):
+            assert not verdict.reason.startswith(NOT_VERIFIED)
         assert not file.exists(), kind
 
 

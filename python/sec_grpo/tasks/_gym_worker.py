@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from sec_grpo.tasks import tagged
 from sec_grpo.tasks._gym_checks import confirmed
+from sec_grpo.tasks.mathematics import ENDLESS
 
 # Data sets whose scorers look at the configuration; the others get reasoning_gym's defaults, since
 # some take seconds to build with large knobs.
@@ -186,6 +187,8 @@ def _formula_reader(parse: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(text, str):
             if not _FORMULA.fullmatch(text):
                 raise ValueError("not a formula")
+            if ENDLESS.search(text):
+                raise ValueError("a power or factorial beyond any answer")
             for name in _NAME.findall(text):
                 if len(name) > 1 and name not in known:
                     raise ValueError(f"{name!r} is no function of mathematics")
