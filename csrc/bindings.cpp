@@ -233,7 +233,9 @@ py::tuple distinct_in_range(const py::array& items, const py::int_& low, std::ui
   if (!known) {
     throw py::type_error("items must be a C-contiguous integer array, got " + describe(items));
   }
-  return py::make_tuple(give_away(std::move(result.offsets)), give_away(std::move(result.codes)));
+  const bool are_codes = result.codes.empty() && items.size() > 0;
+  const py::array codes = are_codes ? items : py::array(give_away(std::move(result.codes)));
+  return py::make_tuple(give_away(std::move(result.offsets)), codes);
 }
 
 template <double (*kFunction)(double)>

@@ -33,7 +33,21 @@ void test_outside() {
   CHECK(distinct_in_range(items, 0, 5, 5).codes.empty());
 }
 
+void test_numbers_already() {
+  const std::int32_t items[] = {2, 0, 1, 2};
+  const auto found = distinct_in_range(items, 4, 0, 3);
+  CHECK((found.offsets == std::vector<std::int64_t>{0, 1, 2}));
+  CHECK(found.codes.empty());
+  CHECK(distinct_in_range(items, 4, 0, 4).codes.size() == 4);
+  const std::int32_t others[] = {2, 1, 2};
+  const auto shifted = distinct_in_range(others, 3, 1, 2).codes;
+  CHECK(shifted.size() == 3 && shifted[0] == 1 && shifted[1] == 0 && shifted[2] == 1);
+  const std::int64_t wide[] = {1, 0};
+  CHECK(distinct_in_range(wide, 2, std::int64_t{0}, 2).codes.size() == 2);
+}
+
 int main() {
+  test_numbers_already();
   test_ends_of_the_types();
   test_outside();
 }

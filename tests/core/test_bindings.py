@@ -87,6 +87,9 @@ def test_distinct_in_range() -> None:
     assert offsets.tolist() == [0, 2, 4]
     assert codes.dtype == np.int32
     assert codes.tolist() == [2, 0, 2, 1]
+    numbers = np.array([1, 0, 2, 1], np.int32)
+    assert _core.distinct_in_range(numbers, 0, 3)[1] is numbers  # nothing to copy
+    assert _core.distinct_in_range(numbers + 1, 1, 3)[1].tolist() == numbers.tolist()
     with pytest.raises(ValueError, match="range of 4 integers, got one 4 above its low"):
         _core.distinct_in_range(np.array([9, 5]), 5, 4)
     for wrong in (np.array([0.5]), np.array([1, 2, 3])[::2], np.array([1, 2], ">i4")):

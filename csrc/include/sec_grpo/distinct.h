@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "sec_grpo/huge_vector.h"
@@ -13,7 +14,8 @@
 namespace sec_grpo {
 
 // The distinct integers of a sequence, less its smallest, in ascending order; and for each element
-// the number of its integer among them.
+// the number of its integer among them. There are no codes where the elements are these numbers
+// themselves: 32-bit integers from 0 on without a gap.
 struct Distinct {
   std::vector<std::int64_t> offsets;
   HugeVector<std::int32_t> codes;
@@ -44,6 +46,9 @@ Distinct distinct_in_range(const Item* items, std::size_t count, Item low, std::
     }
     place[offset] = static_cast<std::int32_t>(result.offsets.size());
     result.offsets.push_back(static_cast<std::int64_t>(offset));
+  }
+  if constexpr (std::is_same_v<Item, std::int32_t>) {
+    if (low == 0 && result.offsets.size() == place.size()) return result;
   }
   result.codes.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
