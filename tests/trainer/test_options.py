@@ -157,3 +157,15 @@ def test_model_by_path(make_trainer, make_model, tokenizer, tmp_path):
     trainer.save_model()
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "tokenizer.json").is_file()
+
+
+def test_rows_without_categories_train_without_a_curriculum(make_trainer):
+    rows = [{"prompt": "abc"}, {"prompt": "de"}, {"prompt": "f"}]
+    trainer = make_trainer(train_dataset=rows, eval_dataset=rows[:1], curriculum=None, max_steps=1)
+    trainer.train()
+    assert list(trainer.curriculum.arms) == ["all"]
+    assert {"eval_reward", "eval_reward/all"} <= trainer.evaluate().keys()
+    with pytest.raises(ValueError, match="no column 'difficulty' for category='difficulty'"):
+        make_trainer(train_dataset=rows, curriculum="sec")
+    with pytest.raises(ValueError, match="no column 'level' for category='level'"):
+        make_trainer(train_dataset=rows, curriculum=None, category="level")

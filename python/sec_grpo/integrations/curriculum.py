@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from sec_grpo.curriculum import Curriculum
 from sec_grpo.curriculum.features import read_categories
-from sec_grpo.trainer.prompts import Category
+from sec_grpo.trainer.prompts import Category, used_category
 from sec_grpo.trainer.setup import make_curriculum
 
 
@@ -53,7 +53,8 @@ def curriculum_over(
     if isinstance(curriculum, Curriculum):
         labels = Labels(range(len(rows)))
     else:
-        labels = Labels(_labels(category, rows, rows_name))
+        used = used_category(category, rows, has_strategy=curriculum is not None)
+        labels = Labels(_labels(used, rows, rows_name))
     return make_curriculum(curriculum, cast(Any, labels), cast(Any, pace), seed)
 
 

@@ -53,7 +53,7 @@ from sec_grpo.trainer.metrics import MetricStore
 from sec_grpo.trainer.packed import PackedTrainer
 from sec_grpo.trainer.parallel import is_sharded, shard_reference, whole_parameters
 from sec_grpo.trainer.policy import base_model, check_lm_head
-from sec_grpo.trainer.prompts import Category, PromptDataset
+from sec_grpo.trainer.prompts import DEFAULT_CATEGORY, Category, PromptDataset, used_category
 from sec_grpo.trainer.reference import reference_model, reference_sync
 from sec_grpo.trainer.resumable import ResumableTrainer
 from sec_grpo.trainer.rewards import RewardFunc, RewardFunctions
@@ -106,7 +106,8 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
             its parameters, or a `Curriculum` over the rows of train_dataset. None draws every
             prompt equally often.
         category: the column whose value is the row's curriculum arm, several columns, a function
-            of the row, or None for a single arm.
+            of the row, or None for a single arm. Without a strategy the default column may be
+            missing, which is as None.
         eval_reward_funcs: reward functions of evaluation; default: reward_funcs.
 
     The order of the first arguments is TRL's.
@@ -131,12 +132,14 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         peft_config: Any = None,
         *,
         curriculum: Curriculum | Strategy | str | dict[str, Any] | None = None,
-        category: Category = "difficulty",
+        category: Category = DEFAULT_CATEGORY,
         eval_reward_funcs: RewardFunc | Sequence[RewardFunc] | None = None,
         **absent: Any,
     ) -> None:
         refuse_arguments(absent)
         args = check_arguments(args)
+        has_strategy = not (curriculum is None or isinstance(curriculum, Curriculum))
+        category = used_category(category, train_dataset, has_strategy=has_strategy)
         self._category = category
         self._prompts = PromptDataset(train_dataset, category)
         self._eval_prompts = evaluation_prompts(eval_dataset, category)

@@ -17,6 +17,7 @@ RESERVED_COLUMNS = ("prompts", "completions", "trainer_state", "log_metric", "lo
 logger = logging.get_logger(__name__)
 
 Category = str | Sequence[str] | Callable[[Mapping[str, Any]], object] | None
+DEFAULT_CATEGORY = "difficulty"
 
 
 class PromptDataset:
@@ -142,6 +143,19 @@ class PromptDataset:
                     "string, or a tuple of them"
                 )
         return labels
+
+
+def used_category(category: Category, dataset: Any, *, has_strategy: bool) -> Category:
+    """`category`, or None where it is the default column, missing, and no strategy asks for arms.
+
+    So rows without categories train with the arguments of a trainer that knows no curriculum.
+    """
+    if has_strategy or not isinstance(category, str) or category != DEFAULT_CATEGORY:
+        return category
+    columns = getattr(dataset, "column_names", None)
+    if columns is None and isinstance(dataset, Sequence):
+        columns = [name for row in dataset if isinstance(row, Mapping) for name in row]
+    return category if columns is None or category in columns else None
 
 
 def is_chat(prompt: object) -> bool:

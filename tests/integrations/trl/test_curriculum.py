@@ -189,6 +189,15 @@ def test_categories(make, tmp_path, category, arms) -> None:
     assert list(trainer.curriculum.arms) == arms
 
 
+def test_another_name_is_enough_where_rows_have_no_category(make, rows, tmp_path) -> None:
+    bare = Dataset.from_list([{"prompt": row["prompt"], "number": row["number"]} for row in rows])
+    trainer = make(tmp_path, rows=bare, max_steps=1)
+    trainer.train()
+    assert list(trainer.curriculum.arms) == ["all"]
+    with pytest.raises(ValueError, match="category='difficulty' does not fit train_dataset"):
+        make(tmp_path, rows=bare, curriculum="sec")
+
+
 def test_logs_hold_the_state_at_their_time(make, tmp_path) -> None:
     trainer = make(tmp_path, curriculum=SEC(), max_steps=4, logging_steps=2)
     trainer.train()

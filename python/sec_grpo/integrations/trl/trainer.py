@@ -28,7 +28,7 @@ from sec_grpo.integrations.trl.prompts import (
     rows_of,
     total_prompts,
 )
-from sec_grpo.trainer.prompts import Category
+from sec_grpo.trainer.prompts import DEFAULT_CATEGORY, Category
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer as _Trainer
@@ -51,7 +51,8 @@ class CurriculumMixin(_Trainer):
             prompt equally often. `ordered`, `reverse` and `e2h_gaussian` by name take their length
             from args.max_steps.
         category: the column whose value is the row's arm, several columns, a function of the row,
-            or None for a single arm; of no use with a `Curriculum`.
+            or None for a single arm; of no use with a `Curriculum`. Without a curriculum
+            the default column may be missing, which is as None.
 
     All other arguments are the trainer's. `curriculum/...` in the logs is the state at the time of
     the log (see `Curriculum.metrics`).
@@ -70,7 +71,7 @@ class CurriculumMixin(_Trainer):
         self,
         *args: Any,
         curriculum: Curriculum | Strategy | str | dict[str, Any] | None = None,
-        category: Category = "difficulty",
+        category: Category = DEFAULT_CATEGORY,
         **kwargs: Any,
     ) -> None:
         given = arguments_of(super().__init__, args, kwargs)
