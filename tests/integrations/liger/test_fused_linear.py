@@ -118,6 +118,35 @@ def test_luspo_agrees_where_there_is_no_padding(batch) -> None:
         call(LigerFusedLinearGRPOLoss, full, {"loss_type": "luspo"})
 
 
+@pytest.mark.parametrize("loss_type", ["cispo", "sapo"])
+def test_at_the_sequence_level_they_take_the_sequence_s_ratio(batch, loss_type) -> None:
+    """As in TRL; Liger refuses them."""
+    data = batch()
+    settings = {
+        "loss_type": loss_type, "importance_sampling_level": "sequence", "beta": 0.0,
+        "epsilon_high": 1.3,
+    }  # fmt: skip
+    found, _, gradients = call(LigerFusedLinearGRPOLoss, data, settings)
+    leaves = [t.clone().requires_grad_() for t in (data.hidden, data.weight, data.bias)]
+    logits = torch.nn.functional.linear(*leaves)
+    logprobs = logits.log_softmax(-1).gather(-1, data.ids[..., None])[..., 0]
+    lengths = data.mask.sum(1).clamp(min=1)
+    ratio = (((logprobs - data.old) * data.mask).sum(1) / lengths).exp()[:, None]
+    advantages = data.advantages[:, None]
+    if loss_type == "cispo":
+        tokens = -ratio.clamp(max=1.3).detach() * advantages * logprobs
+        expected = (tokens * data.mask).sum() / data.mask.sum()
+    else:
+        scale = torch.where(advantages > 0, 1.0, 1.05)
+        tokens = -torch.sigmoid(scale * (ratio - 1)) * 4 / scale * advantages * data.mask
+        expected = (tokens.sum(1) / lengths).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    for one, other in zip(gradients, torch.autograd.grad(3 * expected, leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+    with pytest.raises(ValueError, match="is not supported for loss_type"):
+        call(theirs, data, settings)
+
+
 def test_vespo_leaves_the_ratios_of_padding_out(batch) -> None:
     settings, data = {"loss_type": "vespo"}, batch()
     ours = call(LigerFusedLinearGRPOLoss, data, settings, ratio="token")
