@@ -61,7 +61,7 @@ def test_a_call_that_takes_too_long_is_killed_and_the_next_works(isolate):
         started = time.monotonic()
         with pytest.raises(NotFinished, match=r"^took longer than 0\.2 s$"):
             process(endless)
-        assert 0.15 < time.monotonic() - started < 1.0
+        assert 0.15 < time.monotonic() - started < 5.0
     second = process("__import__('os').getpid()")
     assert second != first
     assert process("__import__('os').getpid()") == second
@@ -73,7 +73,7 @@ def test_a_call_that_ignores_its_alarm_is_killed_from_outside(isolate):
     started = time.monotonic()
     with pytest.raises(NotFinished, match="took longer"):
         process(stubborn)
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 10.0
     assert process("1 + 1") == 2
 
 

@@ -238,13 +238,16 @@ def test_hostile_answers_are_wrong_in_bounded_time(answer: str) -> None:
 
 def test_a_comparison_that_takes_too_long_is_given_up_and_the_next_works() -> None:
     equal = Isolated(_math_worker.equal, time_limit=0.3, warm_up=_math_worker.warm_up)
+    started = time.monotonic()
+    equal.start()
+    imported = time.monotonic() - started
     with pytest.raises(NotFinished, match=r"took longer than 0\.3 s"):
         equal("7", r"\int_0^\infty \frac{\sin(x^5+\cos(x))}{\sqrt{2+x^7}} dx")
     started = time.monotonic()
     assert equal("x+y", "y+x") is True
     assert equal("x+y", "y") is False
     # SymPy is not imported again.
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < imported
     equal.close()
 
 

@@ -90,7 +90,7 @@ def test_no_answer_loses_the_batch(obedient):
         for _ in range(2):
             started = time.monotonic()
             verdicts = pool.verify(texts, ["1"] * len(texts))
-            assert time.monotonic() - started < 8
+            assert time.monotonic() - started < 30
             assert [verdict.score for verdict in verdicts] == [1, 0, 0, 0, 0, 0, 0, 0, 1]
             reasons = [verdict.reason for verdict in verdicts]
             assert reasons[1] == "not verified: ValueError: invalid literal"
