@@ -217,6 +217,6 @@ def test_bombs_in_threads_leave_the_right_answers_right():
     with ThreadPoolExecutor(4) as threads:
         scores = [v.score for v in threads.map(verify, texts, truths)]
     assert scores == expected
-    # Threads take turns at one worker: at most a second each.
+    # Threads take turns at few workers: at most a second each.
     assert time.perf_counter() - started < 12 * SECONDS + WAITING
     assert threading.active_count() < 20

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sec_grpo.tasks.isolated import CallFailed, Isolated, NotFinished
+from sec_grpo.tasks.isolated import CallFailed, Isolated, LeastBusy, NotFinished
 
 
 @pytest.fixture
@@ -112,6 +112,21 @@ def test_a_killed_process_is_started_again(isolate):
 
 def test_what_is_printed_does_not_answer(isolate):
     assert isolate(eval)("print('[\"value\", 1]', flush=True)") is None
+
+
+def test_the_least_busy_of_several_is_called():
+    several = LeastBusy(3, eval, time_limit=30.0)
+    pid = "__import__('os').getppid()"
+    alone = {several(pid) for _ in range(5)}
+    assert len(alone) == 1
+    with ThreadPoolExecutor(3) as threads:
+        together = set(threads.map(several, [f"[__import__('time').sleep(1), {pid}][1]"] * 3))
+    assert len(together) == 3
+    assert alone < together
+    assert {several(pid) for _ in range(5)} == alone
+    with pytest.raises(CallFailed, match="ZeroDivisionError"):
+        several("1 / 0")
+    assert {several(pid) for _ in range(5)} == alone
 
 
 def test_threads_take_turns(isolate):

@@ -16,9 +16,10 @@ from typing import Any
 
 from sec_grpo.tasks import _gym_worker, answers, tagged
 from sec_grpo.tasks.base import NOT_VERIFIED, Row, Verdict
-from sec_grpo.tasks.isolated import Isolated, NotFinished
+from sec_grpo.tasks.isolated import LeastBusy, NotFinished
 from sec_grpo.tasks.loader import GYM_PREFIX
 from sec_grpo.tasks.numbered import NumberedTask
+from sec_grpo.tasks.pool import default_workers
 
 INSTRUCTION = "Put your final answer, and nothing else, between <answer> and </answer>."
 
@@ -62,10 +63,12 @@ _LEFT_OUT = ("composite",)
 
 
 @lru_cache(4)
-def _scorer(dataset: str) -> Isolated:
-    """The process that scores the answers to one data set."""
-    return Isolated(
-        partial(_gym_worker.score, dataset), warm_up=partial(_gym_worker.warm_up, dataset)
+def _scorer(dataset: str) -> LeastBusy:
+    """The processes that score the answers to one data set."""
+    return LeastBusy(
+        default_workers(),
+        partial(_gym_worker.score, dataset),
+        warm_up=partial(_gym_worker.warm_up, dataset),
     )
 
 

@@ -93,6 +93,8 @@ class Isolated:
         self._time_limit = float(time_limit)
         self._setup = _pickled_setup(function, float(time_limit), int(memory_limit), warm_up)
         self._lock = threading.Lock()
+        # One entry for each call under way or waiting; adding and removing one is atomic.
+        self._calls: list[None] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize | None = None
         _live.add(self)
@@ -113,6 +115,25 @@ class Isolated:
         if inside:
             return self._function(*args)
         request = pickle.dumps(args, pickle.HIGHEST_PROTOCOL)
+        self._calls.append(None)
+        try:
+            kind, value = self._reply(request)
+        finally:
+            self._calls.pop()
+        if kind == "value":
+            return value
+        if kind == "raised":
+            raise CallFailed(value)
+        if kind == "memory":
+            raise NotFinished("took too much memory")
+        raise NotFinished("its process died" if kind == "gone" else self._cause(value))
+
+    @property
+    def calls(self) -> int:
+        """How many calls are under way, in this process: one that runs, and those that wait."""
+        return len(self._calls)
+
+    def _reply(self, request: bytes) -> tuple[str, Any]:
         with self._lock:
             process = self._running()
             try:
@@ -125,14 +146,7 @@ class Isolated:
                 self._stop()
         if reply is None:
             raise NotFinished(_too_long(self._time_limit))
-        kind, value = reply
-        if kind == "value":
-            return value
-        if kind == "raised":
-            raise CallFailed(value)
-        if kind == "memory":
-            raise NotFinished("took too much memory")
-        raise NotFinished("its process died" if kind == "gone" else self._cause(value))
+        return reply
 
     def start(self) -> None:
         """Start the process now instead of at the first call."""
@@ -196,6 +210,7 @@ class Isolated:
     def _forget(self) -> None:
         """In a forked process: the other is the parent's, and a thread may have held the lock."""
         self._lock = threading.Lock()
+        self._calls = []
         process, self._process = self._process, None
         if self._end is not None:
             self._end.detach()
@@ -203,6 +218,24 @@ class Isolated:
         if process is not None:
             _close_pipes(process)
             process.returncode = 0  # not a child of this process: nothing to wait for
+
+
+class LeastBusy:
+    """Several `Isolated` of one function: a call takes the one with the fewest others.
+
+    Those after the first start their processes when threads call at the same time.
+
+    Args:
+        most: how many.
+        function, limits: as for `Isolated`.
+    """
+
+    def __init__(self, most: int, function: Callable[..., Any], **limits: Any) -> None:
+        self._all = [Isolated(function, **limits) for _ in range(most)]
+
+    def __call__(self, *args: Any) -> Any:
+        """As `Isolated` does it."""
+        return min(self._all, key=lambda isolated: isolated.calls)(*args)
 
 
 def _forget_all() -> None:

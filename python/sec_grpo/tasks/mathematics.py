@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from sec_grpo.tasks import _math_worker, answers
 from sec_grpo.tasks.base import Row, Task, Verdict
-from sec_grpo.tasks.isolated import Isolated, NotFinished
+from sec_grpo.tasks.isolated import LeastBusy, NotFinished
+from sec_grpo.tasks.pool import default_workers
 
 # Limits of an answer that is compared; the longest of the 11,806 MATH, AMC and AIME rows has 159
 # characters and depth 3.
@@ -61,7 +62,7 @@ ENDLESS = re.compile(
 _DIGITS = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 _BRACKET = re.compile(r"\\begin|\\end|\\left|\\right|[{}()\[\]]")
 
-_equal = Isolated(_math_worker.equal, warm_up=_math_worker.warm_up)
+_equal = LeastBusy(default_workers(), _math_worker.equal, warm_up=_math_worker.warm_up)
 
 
 class MathTask(Task):
