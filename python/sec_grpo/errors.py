@@ -1,4 +1,4 @@
-"""The errors that mean the input is at fault, not the program."""
+"""The errors that mean that the input or the settings are at fault, not the program."""
 
 from __future__ import annotations
 
@@ -15,5 +15,10 @@ class CurriculumDesyncError(RuntimeError):
     """The copies of a curriculum in the processes of a run are no longer equal."""
 
 
-# ImportError: an extra that is not installed.
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RewardError)
+def is_user_error(error: Exception) -> bool:
+    """Whether the message alone tells what to change, so that no traceback is needed."""
+    # ImportError: an extra that is not installed.
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, RewardError)):
+        return True
+    # By name: torch is not needed to tell the others.
+    return type(error).__name__ == "OutOfMemoryError"

@@ -53,15 +53,15 @@ app.command()(info)
 
 def main() -> None:
     """Run the command line; errors of the input are one message and exit status 2."""
-    from sec_grpo.errors import USER_ERRORS
+    from sec_grpo.errors import is_user_error
 
     try:
         app()
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped at once; what was written is whole", style="yellow")
         sys.exit(130)
-    except USER_ERRORS as error:
-        if os.environ.get("SEC_GRPO_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("SEC_GRPO_TRACEBACK") or not is_user_error(error):
             raise
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print("error:", style="bold red", end=" ")

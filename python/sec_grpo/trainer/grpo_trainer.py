@@ -49,6 +49,7 @@ from sec_grpo.trainer.encoding import Encoder
 from sec_grpo.trainer.entropy import EntropyBonus
 from sec_grpo.trainer.evaluation import Evaluator, by_category, evaluation_prompts, joined
 from sec_grpo.trainer.layout import Layout, find_layout
+from sec_grpo.trainer.memory import advice_on_memory
 from sec_grpo.trainer.metrics import MetricStore
 from sec_grpo.trainer.packed import PackedTrainer
 from sec_grpo.trainer.parallel import is_sharded, shard_reference, whole_parameters
@@ -181,10 +182,10 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         """Check the model, and make the parts that a step is made of."""
         args = self.args
         refuse_unsupported_model(self.model)
-        self._sharded = is_sharded(self)
+        self.sharded = is_sharded(self)  # whether every forward is a collective of all processes
         self._model_digest = parameter_digest(self.model)
         if self._reference is not None:
-            if self._sharded:
+            if self.sharded:
                 self._reference = shard_reference(self._reference, self.accelerator)
             else:
                 self._reference.to(args.device)
@@ -211,7 +212,7 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
             metrics=self._metrics,
             pad_token_id=generation_config.pad_token_id,
             layout=layout,
-            sharded=self._sharded,
+            sharded=self.sharded,
             has_dropout=has_dropout(self.model),
             entropy_bonus=self._entropy_bonus,
         )
@@ -252,7 +253,7 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
             batch_size=args.rollout_batch_size,
             continuous_batching=continuous if args.use_transformers_continuous_batching else None,
             context=self._sampling_context,
-            synced=self._sharded and not args.ds3_gather_for_generation,
+            synced=self.sharded and not args.ds3_gather_for_generation,
         )
         self._estimator = make_estimator(args, len(self._rewards.names))
         self._collector = RolloutCollector(
@@ -276,14 +277,14 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
             processes=self._processes,
             batch_size=args.per_device_eval_batch_size,
             num_generations=args.num_generations_eval,
-            sharded=self._sharded,
+            sharded=self.sharded,
             seed=self.generation_seed,
         )
 
     @contextlib.contextmanager
     def _sampling_context(self, model: Any) -> Iterator[None]:
         """Weights are gathered and cast once for a whole generation, and not once a token."""
-        whole = self._sharded and self.args.ds3_gather_for_generation
+        whole = self.sharded and self.args.ds3_gather_for_generation
         with (
             self.accelerator.autocast(),
             whole_parameters(self) if whole else contextlib.nullcontext(),
@@ -331,6 +332,12 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         """Stop the run's clock."""
         self._recorder.stop()
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; see `ResumableTrainer.train`."""
+        # What is not told of a part of a step runs between them.
+        with advice_on_memory(self, "the optimizer"):
+            return super().train(resume_from_checkpoint, **kwargs)
+
     # ---- A step -------------------------------------------------------------------------------
 
     def get_batch_samples(
@@ -350,6 +357,13 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         torch.manual_seed(self._collector.derive_seed("update", self.state.global_step))
         self._timer.start_update()
         return self.as_micro_batches(packs, num_batches), num_tokens
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: list[Pack], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of an optimizer step's packs."""
+        with advice_on_memory(self, "the update"):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def end_of_packs(self) -> None:
         """Let the entropy bonus follow the step."""
@@ -371,14 +385,15 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         """The next generation batch, with the log-probabilities that the loss will need."""
         generation = self.state.global_step // self.args.updates_per_generation
         try:
-            rollouts = self._collector.collect(
-                self.accelerator.unwrap_model(self.model), generation, self.state
-            )
+            with advice_on_memory(self, "sampling"):
+                rollouts = self._collector.collect(
+                    self.accelerator.unwrap_model(self.model), generation, self.state
+                )
         except RewardError:
             self._rollouts = None
             self.save_before_stopping("a reward function")
             raise
-        with self._timer.part("logprobs"):
+        with self._timer.part("logprobs"), advice_on_memory(self, "the update"):
             self._update.add_logprobs(self.model_wrapped, self._reference, rollouts)
         return rollouts
 
@@ -405,15 +420,15 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
             prompts = evaluation_prompts(eval_dataset, self._category)
         if not prompts:
             raise ValueError("evaluate needs an eval_dataset, here or in the trainer")
-        if self._sharded and self.optimizer is None:
+        if self.sharded and self.optimizer is None:
             raise ValueError("evaluate needs the sharded model that train makes; use eval_on_start")
         started = time.perf_counter()
         results = {}
         try:
             for name, rows in prompts.items():
-                rewards = self._evaluator.evaluate(
-                    self.accelerator.unwrap_model(self.model), rows, self._eval_rewards, self.state
-                )
+                model = self.accelerator.unwrap_model(self.model)
+                with advice_on_memory(self, "evaluation"):
+                    rewards = self._evaluator.evaluate(model, rows, self._eval_rewards, self.state)
                 results[name] = by_category(rows.categories, rewards, self.curriculum.arms)
         except RewardError:
             self.save_before_stopping("a reward function")
