@@ -67,7 +67,8 @@ def main() -> None:
         return
     before = environment()
     result = {
-        "command": "python benchmarks/bench_trainer.py --device " + arguments.device,
+        "command": f"python benchmarks/bench_trainer.py --device {arguments.device} "
+        f"--rounds {arguments.rounds}",
         "environment": before,
         "load": os.getloadavg()[1],
         "rounds": arguments.rounds,
