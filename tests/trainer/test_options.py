@@ -169,3 +169,39 @@ def test_rows_without_categories_train_without_a_curriculum(make_trainer):
         make_trainer(train_dataset=rows, curriculum="sec")
     with pytest.raises(ValueError, match="no column 'level' for category='level'"):
         make_trainer(train_dataset=rows, curriculum=None, category="level")
+
+
+def test_torch_compile_runs_the_update(make_trainer, read_events, tmp_path):
+    """And not the sampling: the same losses, by a few graphs of the decoder."""
+    graphs = torch._dynamo.utils.counters["stats"]
+    losses, compiled, while_sampling = {}, {}, []
+    for name, options in (("plain", {}), ("compiled", {"torch_compile_backend": "eager"})):
+        torch._dynamo.reset()
+        folder = tmp_path / name
+        trainer = make_trainer(output_dir=str(folder), max_steps=4, beta=0.1, **options)
+        sample = trainer._collector.collect
+
+        def collect(*args, sample=sample):
+            before = graphs["unique_graphs"]
+            result = sample(*args)
+            while_sampling.append(graphs["unique_graphs"] - before)
+            return result
+
+        trainer._collector.collect = collect
+        before = graphs["unique_graphs"]
+        trainer.train()
+        compiled[name] = graphs["unique_graphs"] - before
+        losses[name] = [
+            number
+            for event in read_events(folder, "step")
+            for number in (event["loss"], event["grad_norm"])
+        ]
+    assert compiled["plain"] == 0
+    assert 1 <= compiled["compiled"] < 8
+    assert while_sampling == [0] * 8
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-4, abs=1e-6)
+
+
+def test_torch_compile_needs_the_fused_head(make_trainer):
+    with pytest.raises(ValueError, match="leave fused_lm_head on"):
+        make_trainer(torch_compile=True, fused_lm_head=False)

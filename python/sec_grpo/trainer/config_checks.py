@@ -93,6 +93,8 @@ def _check_sampling(config: GRPOConfig) -> None:
 
 
 def _check_loss(config: GRPOConfig) -> None:
+    if config.torch_compile and not config.fused_lm_head:
+        raise ValueError("torch_compile compiles what is below the lm_head: leave fused_lm_head on")
     check_choice("loss_type", config.loss_type, LOSS_TYPES)
     check_choice(
         "importance_sampling_level", config.importance_sampling_level, ("token", "sequence")

@@ -53,7 +53,7 @@ from sec_grpo.trainer.memory import advice_on_memory
 from sec_grpo.trainer.metrics import MetricStore
 from sec_grpo.trainer.packed import PackedTrainer
 from sec_grpo.trainer.parallel import is_sharded, shard_reference, whole_parameters
-from sec_grpo.trainer.policy import base_model, check_lm_head
+from sec_grpo.trainer.policy import base_model, check_lm_head, compile_decoder
 from sec_grpo.trainer.prompts import DEFAULT_CATEGORY, Category, PromptDataset, used_category
 from sec_grpo.trainer.reference import reference_model, reference_sync
 from sec_grpo.trainer.resumable import ResumableTrainer
@@ -192,6 +192,8 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         if args.sync_ref_model:
             self.add_callback(reference_sync(self.model, self._reference, args))
         layout = self._check_model()
+        if args.torch_compile:
+            compile_decoder(self.model, **self.accelerator.state.dynamo_plugin.to_kwargs())
         self._metrics = MetricStore()
         self._timer = StepTimer(self._metrics, args.device)
         self.add_callback(self._timer)

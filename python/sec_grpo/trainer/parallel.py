@@ -39,6 +39,8 @@ def is_sharded(trainer: Trainer) -> bool:
     kind = "DeepSpeed ZeRO-3" if zero3 else "FSDP"
     if args.advantage_estimator == "ppo":
         raise ValueError(f"advantage_estimator='ppo' is not supported with {kind}; use DDP")
+    if args.torch_compile:
+        raise ValueError(f"torch_compile is not supported with {kind}; use DDP")
     if args.sync_ref_model:
         raise ValueError(f"sync_ref_model is not supported with {kind}; use DDP")
     if zero3 and args.beta > 0 and not hasattr(trainer.model, "disable_adapter"):

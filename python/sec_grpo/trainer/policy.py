@@ -77,8 +77,24 @@ def _model_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def completion_hidden_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     """Hidden states (N, D) that predict the completion tokens of a pack."""
-    output = decoder(model)(**_model_inputs(inputs))
+    below = decoder(model)
+    output = getattr(below, "compiled_forward", below)(**_model_inputs(inputs))
     return output.last_hidden_state.flatten(0, 1)[inputs["logit_positions"]]
+
+
+def compile_decoder(model: nn.Module, **options: Any) -> None:
+    """Let `completion_hidden_states` run the decoder by torch.compile, and sampling as before.
+
+    The fused loss is called in place of the model's forward, which the compiler would have to trace
+    anew every time; sampling has other shapes in every step.
+    """
+    below = decoder(model)
+    below.compiled_forward = torch.compile(below.forward, **options)
+
+
+def uncompiled(model: Any) -> Any:
+    """The module that torch.compile has wrapped, or the model itself."""
+    return getattr(model, "_orig_mod", model)
 
 
 def whole_logprobs(

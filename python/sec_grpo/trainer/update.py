@@ -35,6 +35,7 @@ from sec_grpo.trainer.policy import (
     call_through,
     completion_hidden_states,
     fused_logprobs,
+    uncompiled,
     whole_logprobs,
 )
 
@@ -214,6 +215,7 @@ class PolicyUpdate:
         Nothing is read back from the device. Gradients are averaged over processes, while the
         denominators are global already: hence the factor.
         """
+        model = uncompiled(model)
         unwrapped = self._accelerator.unwrap_model(model)
         compute = fused_loss if self._args.fused_lm_head else whole_logits_loss
         found: list[PackLoss] = []
@@ -294,7 +296,7 @@ class PolicyUpdate:
         if reference is not None:
             rollouts.ref_logprobs = self.logprobs(reference, rollouts, alive)
             return
-        with self._accelerator.unwrap_model(model).disable_adapter():
+        with self._accelerator.unwrap_model(uncompiled(model)).disable_adapter():
             rollouts.ref_logprobs = self.logprobs(model, rollouts, alive)
 
     def logprobs(
@@ -352,6 +354,7 @@ class PolicyUpdate:
             wanted = max(self._processes.gather(torch.tensor([len(plan)])).tolist())
             idle = self._idle_row(rollouts, [range(len(rollouts))])
             plan += [[idle]] * (wanted - len(plan))
+        model = uncompiled(model)
         unwrapped = self._accelerator.unwrap_model(model)
         # DDP's forward would synchronise buffers, as many times as the process has packs.
         wrapper = model if self._sharded else unwrapped
