@@ -78,3 +78,23 @@ def test_only_one_process_writes(tmp_path):
     curriculum = Curriculum(["a"], SEC(), seed=0)
     write(RunRecorder(str(tmp_path), curriculum, enabled=False), curriculum, (1,))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_summary_carries_the_steps_that_no_other_log_does(make_trainer, read_events):
+    trainer = make_trainer(max_steps=3, logging_steps=2)
+    trainer.train()
+    first, summary = trainer.state.log_history
+    assert first["step"] == 2
+    assert "train_runtime" not in first
+    assert summary["step"] == 3
+    assert "train_runtime" in summary
+    assert {"reward", "rewards/letter_reward/mean", "curriculum/step"} <= summary.keys()
+    assert summary["num_tokens"] > first["num_tokens"]
+    events = read_events(trainer.args.output_dir, "step")
+    assert [event["step"] for event in events] == [2, 3]
+    assert events[1]["reward"] == summary["reward"]
+    assert "train_runtime" not in events[1]
+    # Nothing is left where the last step was logged.
+    trainer = make_trainer(max_steps=2, logging_steps=1)
+    trainer.train()
+    assert "reward" not in trainer.state.log_history[-1]

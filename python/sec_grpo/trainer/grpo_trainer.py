@@ -448,19 +448,20 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
     # ---- Logging ------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the step's metrics to the trackers and to `metrics.jsonl`."""
-        if "loss" in logs:  # not the summary that Trainer logs at the end
+        """Log the metrics of the steps since the last time to the trackers and `metrics.jsonl`."""
+        # The summary that Trainer logs at the end carries those that no other log will, as TRL's.
+        if "loss" in logs or ("train_runtime" in logs and self._metrics):
             arms, groups = self._collector.groups.pop(self.curriculum.num_arms)
-            metrics = self._metrics.pop(self._processes)
-            logs = {
-                **logs,
-                **metrics,
+            found = {
+                **self._metrics.pop(self._processes),
                 **groups,
                 "num_tokens": self._collector.num_tokens,
                 "num_completion_tokens": self._collector.num_completion_tokens,
             }
-            self._recorder.step(self.state.global_step, logs, arms)
-            logs |= {f"curriculum/{k}": v for k, v in self.curriculum.metrics().items()}
+            of_steps = logs if "loss" in logs else {}
+            self._recorder.step(self.state.global_step, {**of_steps, **found}, arms)
+            state = {f"curriculum/{k}": v for k, v in self.curriculum.metrics().items()}
+            logs = {**logs, **found, **state}
         super().log(logs, start_time)
         if self._completion_log is not None:
             self._completion_log.show()

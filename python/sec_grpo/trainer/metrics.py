@@ -32,6 +32,10 @@ class MetricStore:
         self._values[name].append(torch.as_tensor(value, dtype=torch.float32).detach())
         self._weights[name].append(weight)
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to pop."""
+        return bool(self._values)
+
     def pop(self, processes: Processes | None = None) -> dict[str, float]:
         """The reduced metrics, over all `processes` where given; the store is empty afterwards."""
         fetched = _fetch([v for values in self._values.values() for v in values])
