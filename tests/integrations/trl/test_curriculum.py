@@ -176,6 +176,26 @@ def test_chat_prompts(make, rows, tmp_path) -> None:
     assert trainer.curriculum.metrics()["reward"] == 1.5
 
 
+def test_completions_of_one_prompt_share_nothing_that_can_be_written_into(
+    make, rows, tmp_path
+) -> None:
+    """TRL 1.0 adds an environment's observation to the row's own message."""
+    for row in rows:
+        row["board"] = []
+    lengths = []
+
+    def play(completions, board, **columns):
+        for squares in board:
+            squares.append(1)
+        lengths.extend(len(squares) for squares in board)
+        return [float(i) for i in range(len(completions))]
+
+    trainer = make(tmp_path, rows=Dataset.from_list(rows), curriculum=SEC(), max_steps=1,
+                   per_device_train_batch_size=8, num_generations=4, reward=play)  # fmt: skip
+    trainer.train()
+    assert lengths == [1] * 8
+
+
 @pytest.mark.parametrize(
     ("category", "arms"),
     [

@@ -49,13 +49,15 @@ def _pace(config: Any) -> Pace:
 
 
 def rows_of(dataset: Any, indices: Any, columns: Any = None) -> list[dict[str, Any]]:
-    """Rows of the data set, of these columns only where given; each is read once."""
-    numbers = [int(index) for index in indices]
-    read = {number: dataset[number] for number in dict.fromkeys(numbers)}
+    """Rows of the data set, of these columns only where given.
+
+    A row is read anew each time it comes: environments, rewards and TRL itself write into messages
+    and lists, which completions of one prompt must not share.
+    """
     names = None if columns is None else set(columns)
     return [
-        {name: value for name, value in read[number].items() if names is None or name in names}
-        for number in numbers
+        {name: value for name, value in dataset[int(i)].items() if names is None or name in names}
+        for i in indices
     ]
 
 
