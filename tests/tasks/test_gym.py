@@ -134,6 +134,12 @@ def test_every_level_makes_problems(name):
         ("countdown", ["{target}", "{target}+0", "2**3"]),
         ("number_sorting", ["['NaN']", "[]"]),
         ("complex_arithmetic", ["nan + nani", "nan", "inf"]),
+        (
+            "fraction_simplification",
+            ["{answer} or $\\\\frac{{1}}{{2}}$", "{answer}9", "{answer} 7"],
+        ),
+        ("letter_jumble", ["{answer} or {answer}", "{answer} a"]),
+        ("word_sorting", ["{answer}, {answer}", "{answer}, a", "{answer}, "]),
     ],
 )
 def test_what_reasoning_gym_would_pay_in_full(name, wrong, scored):
@@ -155,6 +161,11 @@ def test_checks_of_full_scores():
     made = {"metadata": {"numbers": [2, 3], "target": 8}, "answer": "?"}
     assert not confirmed("countdown", "2**3", made)
     assert confirmed("countdown", "2 * 3", {**made, "metadata": {"numbers": [3, 2], "target": 6}})
+    fraction = {"answer": "$\\frac{41}{46}$"}
+    assert confirmed("fraction_simplification", "$\\frac{41}{46}$", fraction)
+    assert not confirmed("fraction_simplification", "$\\frac{41}{46}$ or $\\frac{7}{8}$", fraction)
+    assert confirmed("word_sorting", "ab,  cd", {"answer": "ab, cd"})
+    assert not confirmed("word_sorting", "ab, cd, ab", {"answer": "ab, cd"})
     assert confirmed("spell_backward", "nan", {"answer": "nan"})
     assert confirmed("sentence_reordering", "an information", {"answer": "an information"})
 

@@ -2,7 +2,9 @@
 
 coin_flip pays a matching prefix ("0" for 0.125); game_of_life_halting every answer that is not
 empty; puzzle24 other numbers than the given ones; countdown powers; gsm_symbolic the wrong sign,
-and the first of several numbers; number_sorting numbers off by 1; several of them NaN.
+and the first of several numbers; fraction_simplification the first of several fractions;
+letter_jumble and word_sorting further words after the right ones; number_sorting numbers off by 1;
+several of them NaN.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ Entry = Mapping[str, Any]
 
 # NaN differs from every number by no more than any tolerance, in a comparison written that way.
 _NO_NUMBER = re.compile(r"nan|inf", re.IGNORECASE)
+_BETWEEN_WORDS = re.compile(r"[\s,]+")
 _WORD = re.compile(r"[^\W\d_]{2}")
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
 
@@ -64,6 +67,16 @@ def _only_number(answer: str, entry: Entry) -> bool:
     return len(found) == 1 and Fraction(found[0]) == Fraction(entry["answer"])
 
 
+def _only_fraction(answer: str, entry: Entry) -> bool:
+    return len(re.findall(r"[0-9]+", answer)) == 2
+
+
+def _as_many_words(answer: str, entry: Entry) -> bool:
+    return len(_BETWEEN_WORDS.split(answer.strip())) == len(
+        _BETWEEN_WORDS.split(str(entry["answer"]).strip())
+    )
+
+
 def _same_numbers(answer: str, entry: Entry) -> bool:
     given, expected = (
         [Fraction(str(number)) for number in json.loads(text.replace("'", '"'))]
@@ -75,8 +88,11 @@ def _same_numbers(answer: str, entry: Entry) -> bool:
 _CHECKS: dict[str, Callable[[str, Entry], bool]] = {
     "coin_flip": _coin_flip,
     "countdown": _countdown,
+    "fraction_simplification": _only_fraction,
     "game_of_life_halting": _same_word,
     "gsm_symbolic": _only_number,
+    "letter_jumble": _as_many_words,
     "number_sorting": _same_numbers,
     "puzzle24": _puzzle24,
+    "word_sorting": _as_many_words,
 }
