@@ -45,6 +45,16 @@ def test_every_row_is_judged_by_its_own_task() -> None:
     assert OneOfSeveral(get("arc_1d").reward).__name__ == "arc_1d_reward"
 
 
+def test_what_was_not_verified_is_logged_for_the_tasks_own_rows() -> None:
+    logged = {}
+    columns = {"task": ["math", "sort", "math"], "ground_truth": ["x+1", "ab", "2"]}
+    rewards = OneOfSeveral(get("math").reward)(
+        None, ["\\boxed{1+x}", "ab", "\\boxed{3}"], **columns, log_metric=logged.__setitem__
+    )
+    assert rewards == [1.0, None, 0.1]
+    assert logged == {"rewards/math_reward/not_verified": 0.0}
+
+
 def test_rows_of_one_file_with_several_sources() -> None:
     reward = OneOfSeveral(get("countdown").reward)
     columns = {

@@ -105,7 +105,8 @@ class OneOfSeveral:
         Args:
             prompts: not used; part of the signature.
             completions: strings, or lists of chat messages.
-            columns: `task` or `data_source`, and `ground_truth` or `ground_truth_json`.
+            columns: `task` or `data_source`, and `ground_truth` or `ground_truth_json`; and
+                `log_metric` where the trainer gives it.
 
         Raises what the task's reward raises for the truths of its rows, and ValueError without
         the columns.
@@ -114,7 +115,12 @@ class OneOfSeveral:
         rewards: list[float | None] = [None] * len(completions)
         if own:
             truths = self._truths(columns, own)
-            found = self.reward(None, [completions[i] for i in own], ground_truth=truths)
+            found = self.reward(
+                None,
+                [completions[i] for i in own],
+                ground_truth=truths,
+                log_metric=columns.get("log_metric"),
+            )
             for i, value in zip(own, found, strict=True):
                 rewards[i] = value
         return rewards
