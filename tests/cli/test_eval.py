@@ -64,6 +64,18 @@ def test_levels_and_held_out_levels(saved: Path, tmp_path: Path) -> None:
     assert summary(out)["held_out"] == ["18", "20"]
     run(saved, *words, "--held-out", "2")
     assert summary(out)["held_out"] == ["2"]
+    run(saved, *words, "--held-out", "")
+    assert summary(out)["held_out"] == []
+
+
+def test_held_out_levels_of_several_tasks(tmp_path: Path) -> None:
+    data = "[{name: countdown, n_per_level: 1}, {name: arc_1d, n_per_level: 1}]"
+    words = ["tiny", "--data", data, "--category", "type,difficulty", *SMALL]
+    words += ["--output_dir", tmp_path]
+    run(*words)
+    assert summary(tmp_path)["held_out"] == ["('arc_1d', 40)", "('countdown', 6)"]
+    run(*words, "--held_out", "5, 6")
+    assert summary(tmp_path)["held_out"] == ["('countdown', 5)", "('countdown', 6)"]
 
 
 @pytest.mark.parametrize("tokenizer_beside", [True, False])
@@ -208,6 +220,10 @@ def test_a_killed_evaluation_loses_no_batch(tmp_path: Path, monkeypatch) -> None
         (("tiny", "--data", "nowhere.parquet"), "nowhere.parquet"),
         (("tiny", "--data", "sort", "--reward", "chess"), "unknown task 'chess'"),
         (("tiny", "--data", "sort", "--limit", "0"), "must be at least 1"),
+        (
+            ("tiny", "--data", "sort", "--held_out", "18,19"),
+            "--held_out must name levels of the data, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20; got '19'",
+        ),
     ],
 )
 def test_bad_input(words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -65,7 +67,6 @@ class Alternating(Task):
 
     name = "alternating"
     levels = (0, 1)
-    held_out_levels = (7,)
 
     def __init__(self):
         self.count = 0
@@ -94,7 +95,7 @@ def test_several_samples(model) -> None:
         assert level.pass_at_interval[4] == wilson_interval(1.0, 3)
         assert level.mean_score == pytest.approx(0.7)
         assert level.well_formed == 1.0
-    assert result.held_out_levels == {7}
+    assert result.held_out_levels == frozenset()
     partly = run(model, TaskReward(Alternating()), samples=4, batch_size=24, solved=0.4)
     assert [level.accuracy for level in partly.levels] == [1.0, 1.0]
 
@@ -142,7 +143,7 @@ def test_tasks_of_the_rows(model) -> None:
     rows = [{**row, "prompt": ">"} for row in rows]
     result = evaluate(*model, rows, category="task", max_completion_length=2)
     assert [level.label for level in result.levels] == ["countdown", "sort"]
-    assert result.held_out_levels == {6, 18, 20}
+    assert result.held_out_levels == frozenset()
     # A single letter is right where it happens to be the truth.
     answered = [{**row, "ground_truth": "x" * 9} for row in rows[:2]]
     assert evaluate(*model, answered, category="task", max_completion_length=2).mean(["sort"]) == 0
@@ -150,6 +151,52 @@ def test_tasks_of_the_rows(model) -> None:
         evaluate(*model, [*rows[:3], {**rows[3], "ground_truth": {"numbers": "1"}}], category=None)
     with pytest.raises(ValueError, match="no registered task verifies 'chess'"):
         evaluate(*model, [{"prompt": "a", "task": "chess", "ground_truth": "x"}], category=None)
+
+
+def test_a_level_is_held_out_where_every_task_that_has_it_says_so(model) -> None:
+    chain = get("reasoning_gym/chain_sum")
+    rows = [
+        *get("countdown").generate(3, 1, seed=0),
+        *get("countdown").generate(6, 1, seed=0),
+        *chain.generate(6, 1, seed=0),
+        *chain.generate(11, 1, seed=0),
+    ]
+    rows = [{**row, "prompt": ">"} for row in rows]
+
+    def held_out(rows: list, category: Any) -> frozenset:
+        return evaluate(*model, rows, category=category, max_completion_length=2).held_out_levels
+
+    assert held_out(rows, "difficulty") == {11}
+    assert held_out(rows[:2], "difficulty") == {6}
+    assert held_out(rows, ("task", "difficulty")) == {
+        ("countdown", 6), ("reasoning_gym/chain_sum", 11)
+    }  # fmt: skip
+    assert held_out(rows, "task") == held_out(rows, None) == frozenset()
+
+
+class Unhurried(Task):
+    name = "unhurried"
+    levels = (1,)
+    slow = True
+
+    def draw(self, rng, level):
+        return {"prompt": ">", "ground_truth": "x"}
+
+    def prompt(self, problem):
+        return problem
+
+    def verify(self, text, truth):
+        if text:
+            time.sleep(1.2)
+        return Verdict(1.0, "right", True)
+
+
+def test_the_limits_of_a_tasks_reward_hold(model) -> None:
+    rows = Unhurried().generate(1, 1, seed=0)
+    with pytest.raises(ValueError, match="took longer than 1 s"):
+        evaluate(*model, rows, Unhurried(), max_completion_length=2)
+    patient = TaskReward(Unhurried(), time_limit=60.0)
+    assert evaluate(*model, rows, patient, max_completion_length=2).mean([1]) == 1.0
 
 
 def test_one_failing_answer_never_loses_the_batch(model, tmp_path: Path) -> None:

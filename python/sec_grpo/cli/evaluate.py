@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Collection, Hashable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,7 +56,10 @@ def evaluate(
     held_out: Annotated[
         str | None,
         typer.Option(
-            "--held_out", "--held-out", help="Held-out levels, by commas; default: the task's."
+            "--held_out",
+            "--held-out",
+            help="Held-out levels, by commas; default: the tasks'. Where --category joins several "
+            "columns, a value of one will do.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Completions of a prompt.")] = 1,
@@ -117,6 +121,7 @@ def evaluate(
     if limit is not None:
         rows = limit_per_category(rows, options["category"], limit)
     judge = judge_of(reward)
+    apart = None if held_out is None else held_out_labels(held_out, rows, options["category"])
     quiet_libraries()
     loaded, tokenizer = load_model(model, dtype, seed)
     use_chat_template(tokenizer, chat_template)
@@ -140,8 +145,7 @@ def evaluate(
             progress=show,
             **options,
         )
-    apart = result.held_out_levels if held_out is None else held_out.split(",")
-    _show(result, {str(level) for level in apart}, model, output_dir, console)
+    _show(result, result.held_out_levels if apart is None else apart, model, output_dir, console)
 
 
 def _numbers(name: str, text: str) -> list[int]:
@@ -157,6 +161,30 @@ def _folder_name(model: str, data: str, settings: list[Any]) -> str:
     parts = ["-".join(Path(model).parts[-2:]), Path(data.split(",")[0]).stem]
     words = [re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.")[:40] for part in parts]
     return "-".join([*filter(None, words), digest])
+
+
+def held_out_labels(words: str, rows: Any, category: Any) -> set[Hashable]:
+    """The labels that `--held_out` names, whole or by one value of several; "" names none.
+
+    Raises ValueError: no row has such a label.
+    """
+    from sec_grpo.trainer.prompts import PromptDataset
+
+    labels = dict.fromkeys(PromptDataset(rows, category, argument="data").categories)
+    found: set[Hashable] = set()
+    for word in filter(None, map(str.strip, words.split(","))):
+        named = {label for label in labels if word in (str(label), *_values(label))}
+        if not named:
+            raise ValueError(
+                f"--held_out must name levels of the data, {', '.join(map(str, labels))}; got "
+                f"{word!r}"
+            )
+        found |= named
+    return found
+
+
+def _values(label: Hashable) -> list[str]:
+    return [str(value) for value in label] if isinstance(label, tuple) else []
 
 
 def judge_of(reward: str | None) -> Any:
@@ -247,12 +275,16 @@ def use_chat_template(tokenizer: Any, template: str) -> None:
 
 
 def _show(
-    result: EvaluationResult, held_out: set[str], model: str, folder: Path, console: Console
+    result: EvaluationResult,
+    held_out: Collection[Hashable],
+    model: str,
+    folder: Path,
+    console: Console,
 ) -> None:
     """Print the table; write summary.json."""
     from sec_grpo.report.atomic import write_atomically
 
-    apart = [level.label for level in result.levels if str(level.label) in held_out]
+    apart = [level.label for level in result.levels if level.label in held_out]
     trained = [level.label for level in result.levels if level.label not in apart]
     console.print(_table(result, apart, model))
     means: dict[str, Any] = {}

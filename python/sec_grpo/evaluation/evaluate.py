@@ -67,7 +67,7 @@ class EvaluationResult:
     failures: int
     """completions that the judge came to no verdict on; they score 0"""
     held_out_levels: frozenset[Hashable]
-    """of the tasks that judged"""
+    """the labels all of whose rows are of levels that their tasks hold out"""
     completions: Path | None
     settings: dict[str, Any]
     """what the samples depend on"""
@@ -155,10 +155,15 @@ def evaluate(
         tally.levels(prompts.categories, solved, ks),
         samples,
         tally.failures,
-        frozenset(getattr(judge, "held_out_levels", ())),
+        _held_out(prompts.categories, getattr(judge, "held_out", [False] * len(rows))),
         path,
         sampler.settings,
     )
+
+
+def _held_out(labels: Sequence[Hashable], held_out: Sequence[bool]) -> frozenset[Hashable]:
+    pairs = list(zip(labels, held_out, strict=True))
+    return frozenset(labels) - {label for label, apart in pairs if not apart}
 
 
 def _check_ks(ks: Sequence[int], samples: int) -> None:

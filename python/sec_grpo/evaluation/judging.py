@@ -49,11 +49,12 @@ def judge_of(judge: Any, rows: Sequence[Row]) -> Judge:
     Raises ValueError: the rows name no task, or a truth is at fault (the message names its row).
     """
     if judge is None:
-        return TaskJudge([get_task(task_of(row)) for row in rows], rows)
-    if isinstance(judge, TaskReward):
-        judge = judge.task
+        names = dict.fromkeys(task_of(row) for row in rows)
+        return TaskJudge({name: TaskReward(get_task(name)) for name in names}, rows)
     if isinstance(judge, Task):
-        return TaskJudge([judge] * len(rows), rows)
+        judge = TaskReward(judge)
+    if isinstance(judge, TaskReward):
+        return TaskJudge({judge.task.name: judge}, rows)
     return FunctionJudge(judge)
 
 
@@ -61,24 +62,30 @@ class TaskJudge:
     """Judges every row by its task; slow ones in worker processes.
 
     Args:
-        tasks: one for each row.
+        rewards: by the names of the tasks; one alone judges every row. Their verdicts are used,
+            under their limits, not what they pay.
         rows: the rows, each with `ground_truth` or `ground_truth_json`.
     """
 
-    def __init__(self, tasks: Sequence[Task], rows: Sequence[Row]) -> None:
-        # Whatever TaskReward's arguments say of rewards: only its verdicts are used.
-        self._rewards = {task.name: TaskReward(task) for task in tasks}
-        self.held_out_levels = {level for task in tasks for level in task.held_out_levels}
-        self._only = tasks[0].name if len(self._rewards) == 1 else None
-        for number, (task, row) in enumerate(zip(tasks, rows, strict=True)):
+    def __init__(self, rewards: Mapping[str, TaskReward], rows: Sequence[Row]) -> None:
+        self._rewards = dict(rewards)
+        self._only = next(iter(rewards)) if len(rewards) == 1 else None
+        self.held_out: list[bool] = []
+        """of each row, whether its task only evaluates on its level"""
+        for number, row in enumerate(rows):
+            task = self._rewards[self._name(row)].task
             try:
                 task.verify("", truth_of(row))
             except Exception as error:
                 raise ValueError(f"row {number}: {error}") from error
+            self.held_out.append(str(row.get("difficulty")) in map(str, task.held_out_levels))
+
+    def _name(self, row: Row) -> str:
+        return self._only or task_of(row)
 
     def __call__(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Judgement]:
         found: list[Judgement] = [Judgement(0.0)] * len(samples)
-        names = [self._only or task_of(row) for row in rows]
+        names = list(map(self._name, rows))
         for name in dict.fromkeys(names):
             own = [i for i, other in enumerate(names) if other == name]
             verdicts = self._rewards[name].verdicts(
