@@ -328,6 +328,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("num_arms", py::cpp_function(&Engine::num_arms, release_gil))
       .def_property_readonly("seed", py::cpp_function(&Engine::seed, release_gil))
       .def_property_readonly("step", py::cpp_function(&Engine::step, release_gil))
+      .def_property_readonly("temperature", py::cpp_function(&Engine::temperature, release_gil))
       .def("draw", &draw, py::arg("batch_size"))
       .def("add", &add, py::arg("codes").noconvert(), py::arg("num_arms"), py::arg("labels_hash"))
       .def("assign", &assign, py::arg("scores").noconvert(), py::arg("temperature") = 1.0)

@@ -52,6 +52,11 @@ std::int64_t Engine::step() const {
   return step_;
 }
 
+double Engine::temperature() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return softmax_.temperature();
+}
+
 void Engine::draw(std::size_t batch_size, std::int64_t* prompts) {
   if (batch_size == 0 || batch_size > kMaxPrompts) {
     throw std::invalid_argument("batch_size must be between 1 and " + std::to_string(kMaxPrompts) +

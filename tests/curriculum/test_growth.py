@@ -12,6 +12,7 @@ from sec_grpo.curriculum import (
     Curriculum,
     CurriculumStateError,
     Factored,
+    Floor,
     Random,
     Strategy,
     get_strategy,
@@ -193,6 +194,61 @@ def test_features_grow_too() -> None:
     )
     rebuilt.load_bytes(curriculum.to_bytes())
     assert rebuilt.draw(50).tolist() == curriculum.draw(50).tolist()
+
+
+def test_a_feature_with_a_new_label_in_the_middle_resumes() -> None:
+    first, more = [(1, "a"), (3, "a"), (1, "b"), (3, "b")] * 5, [(2, "a"), (2, "b")] * 5
+    whole = Curriculum(first, Factored(SEC(temperature=0.2)), seed=1)
+    whole.add(more)
+    taught = {1: 0.1, 2: 0.5, 3: 0.9}
+    advantages = [[taught[level]] for level, _ in first + more]
+    whole.observe(range(30), advantages=advantages)
+    # Built on all prompts, the levels of the feature are sorted; those of the state are not.
+    rebuilt = Curriculum(first + more, Factored(SEC(temperature=0.2)), arms=whole.arms)
+    rebuilt.load_bytes(whole.to_bytes())
+    assert [table["labels"] for table in rebuilt.strategy.feature_tables()] == [
+        (1, 3, 2),
+        ("a", "b"),
+    ]
+    assert rebuilt.values().tolist() == whole.values().tolist()
+    for curriculum in (whole, rebuilt):
+        curriculum.observe(range(30), advantages=advantages)
+    assert rebuilt.probabilities().tolist() == whole.probabilities().tolist()
+    assert rebuilt.to_bytes() == whole.to_bytes()
+
+
+@pytest.mark.parametrize(
+    "strategy", [Floor(SEC(), 0.05), Factored(SEC()), Floor(Factored(SEC()), 0.1)]
+)
+def test_an_arm_that_gets_its_first_prompts_resumes(strategy: Strategy) -> None:
+    arms = [(0, "a"), (1, "a"), (2, "a")]
+    first, more = [arms[0], arms[2]] * 10, [arms[1]] * 5
+    whole = Curriculum(first, strategy, seed=1, arms=arms)
+    whole.observe([0, 1], advantages=[[0.2], [0.9]])
+    whole.add(more)
+    rebuilt = Curriculum(first + more, strategy, arms=arms)
+    rebuilt.load_bytes(whole.to_bytes())
+    for curriculum in (whole, rebuilt):
+        curriculum.observe([0, 20], advantages=[[0.1], [0.7]])
+    assert rebuilt.to_bytes() == whole.to_bytes()
+    assert rebuilt.draw(50).tolist() == whole.draw(50).tolist()
+
+
+def test_own_strategies_keep_the_arms_that_they_gave_up() -> None:
+    class FirstOnly(Strategy):
+        def on_bind(self, arms: tuple, sizes: np.ndarray) -> np.ndarray:
+            return np.where(
+                np.arange(len(arms)) < 2, [0.0, np.log(3.0), 0.0, 0.0][: len(arms)], -np.inf
+            )
+
+    curriculum = Curriculum(["a", "b", "c"], FirstOnly(), arms=["a", "b", "c", "d"])
+    assert curriculum.probabilities() == pytest.approx([0.25, 0.75, 0.0, 0.0])
+    curriculum.add(["c", "d"])
+    # "c" had prompts and was given up; "d" had none, and weighs as much as "a" and "b" on average.
+    assert curriculum.probabilities() == pytest.approx(np.array([0.25, 0.75, 0.0, 0.5]) / 1.5)
+    within = Curriculum(["a", "b", "c"], Floor(FirstOnly(), 0.0), arms=["a", "b", "c", "d"])
+    within.add(["c", "d"])
+    assert within.probabilities() == pytest.approx(np.array([0.25, 0.75, 0.0, 0.5]) / 1.5)
 
 
 def test_own_strategies_grow_by_default() -> None:

@@ -50,6 +50,7 @@ class Engine {
   std::size_t num_arms() const;
   std::uint64_t seed() const;
   std::int64_t step() const;
+  double temperature() const;
 
   // Draws `batch_size` prompts: an arm for each slot i.i.d. by weight, then a prompt of the arm.
   void draw(std::size_t batch_size, std::int64_t* prompts);

@@ -29,10 +29,7 @@ class Shadow:
     def __init__(
         self, strategy: Strategy, arms: tuple[Label, ...], sizes: NDArray[np.int64]
     ) -> None:
-        present = np.flatnonzero(sizes).astype(np.int32)
-        self._stand_in = np.full(len(arms), -1, dtype=np.int64)
-        self._stand_in[present] = np.arange(len(present))
-        self._engine = _core.Engine(present, len(arms), 0, 0)
+        self._stand_in, self._engine = _stand_ins(sizes)
         self._strategy = copy.copy(strategy)
         self._assign(self._strategy._bind(self._engine, arms, sizes))
 
@@ -56,18 +53,15 @@ class Shadow:
         """The same with more arms or more prompts; this one stays as it is."""
         grown = copy.copy(self)
         before = len(self._stand_in)
-        grown._engine = _core.Engine(
-            np.flatnonzero(self._stand_in >= 0).astype(np.int32), before, 0, 0
-        )
-        grown._engine.restore(grown._engine.parse(self._engine.serialize("", b""), ""))
-        stand_in = np.concatenate([self._stand_in, np.full(len(arms) - before, -1)])
-        present = np.flatnonzero((sizes > 0) & (stand_in < 0)).astype(np.int32)
-        stand_in[present] = grown._engine.num_prompts + np.arange(len(present))
-        grown._stand_in = stand_in
+        # As in a curriculum, the strategy still sees the engine that has not grown.
         grown._strategy = self._strategy._grown(arms, sizes, before, step)
+        weights = grown._strategy.on_grow(step)
+        # An engine as over these arms from the start, so that either takes the state of the other.
+        grown._stand_in, grown._engine = _stand_ins(sizes)
+        scores = np.concatenate([self._engine.scores(), np.zeros(len(arms) - before)])
+        grown._engine.assign(scores, self._engine.temperature)
         object.__setattr__(grown._strategy, "_engine", grown._engine)
-        grown._engine.add(present, len(arms), 0)
-        grown._assign(grown._strategy.on_grow(step))
+        grown._assign(weights)
         return grown
 
     def observe(self, feedback: Feedback, arms: NDArray[np.int64]) -> None:
@@ -101,3 +95,11 @@ class Shadow:
     def _assign(self, weights: ArrayLike | None) -> None:
         if weights is not None:
             self._engine.assign(np.ascontiguousarray(weights, dtype=np.float64))
+
+
+def _stand_ins(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], _core.Engine]:
+    """(K,) stand-in prompt of each arm, -1 without prompts, and an engine over the stand-ins."""
+    present = np.flatnonzero(sizes).astype(np.int32)
+    stand_in = np.full(len(sizes), -1, dtype=np.int64)
+    stand_in[present] = np.arange(len(present))
+    return stand_in, _core.Engine(present, len(sizes), 0, 0)

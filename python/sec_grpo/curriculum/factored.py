@@ -111,23 +111,26 @@ class Factored(Strategy):
 
     def on_bind(self, arms: tuple[Label, ...], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Bind a strategy to the labels of each feature."""
-        columns = _columns(arms)
+        object.__setattr__(self, "_factors", self._made(self.labels))
+        return self._log_weights()
+
+    def _made(self, labels: Sequence[Sequence[Label]] | None) -> tuple[_Factor, ...]:
+        """A fresh factor for each feature of the arms, over its labels in order."""
+        columns = _columns(self.arms)
         strategies = self.strategies
         if isinstance(strategies, Strategy):
             strategies = [strategies] * len(columns)
-        orders = [None] * len(columns) if self.labels is None else self.labels
+        orders = [None] * len(columns) if labels is None else labels
         for name, given in (("strategies", strategies), ("labels", orders)):
             if len(given) != len(columns):
                 raise ValueError(
                     f"{name} must be one for each of the {len(columns)} features of the arms, got "
                     f"{len(given)}"
                 )
-        factors = tuple(
-            _Factor(strategy, column, order, sizes)
+        return tuple(
+            _Factor(strategy, column, order, self.sizes)
             for strategy, column, order in zip(strategies, columns, orders, strict=True)
         )
-        object.__setattr__(self, "_factors", factors)
-        return self._log_weights()
 
     def _grown(
         self, arms: tuple[Label, ...], sizes: NDArray[np.int64], num_arms_before: int, step: int
@@ -189,13 +192,19 @@ class Factored(Strategy):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """State of each strategy and of its engine."""
-        return {"factors": [factor.shadow.state() for factor in self._factors]}
+        """For each feature its labels, the state of its strategy and of the engine of that."""
+        return {
+            "factors": [
+                {"labels": factor.labels, **factor.shadow.state()} for factor in self._factors
+            ]
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        for factor, saved in zip(self._factors, state["factors"], strict=True):
+        """Continue from `state_dict`, its labels in their order: those that grew come last."""
+        factors = self._made([_plain(saved["labels"]) for saved in state["factors"]])
+        for factor, saved in zip(factors, state["factors"], strict=True):
             factor.shadow.load(saved)
+        object.__setattr__(self, "_factors", factors)
 
     def _forward(
         self, factors: Sequence[_Factor], hook: Callable[[_Factor], None]
@@ -203,13 +212,14 @@ class Factored(Strategy):
         """Call a hook of some strategies; when one raises, all are left as they were."""
         if not factors:
             return None
-        before = copy.deepcopy(self.state_dict())
+        before = copy.deepcopy([factor.shadow.state() for factor in factors])
         try:
             for factor in factors:
                 hook(factor)
             return self._log_weights()
         except Exception:
-            self.load_state_dict(before)
+            for factor, state in zip(factors, before, strict=True):
+                factor.shadow.load(state)
             raise
 
     def _log_weights(self) -> NDArray[np.float64]:
@@ -233,3 +243,8 @@ def _columns(arms: tuple[Label, ...]) -> list[tuple[Label, ...]]:
             f"{odd!r}"
         )
     return [tuple(column) for column in zip(*arms, strict=True)]
+
+
+def _plain(label: Any) -> Any:
+    """A label, or a sequence of them, with tuples for the lists that a state has in their place."""
+    return tuple(map(_plain, label)) if isinstance(label, (list, tuple)) else label

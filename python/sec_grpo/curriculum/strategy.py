@@ -122,7 +122,7 @@ class Strategy:
     _sizes: NDArray[np.int64]
     _memory: dict[str, Any]
     _cache: dict[str, Any]
-    _num_arms_before: int
+    _sizes_before: NDArray[np.int64]
 
     @property
     def name(self) -> str:
@@ -191,8 +191,8 @@ class Strategy:
 
         `arms` and `sizes` hold the new arms already, which come last, and so does the memory:
         its arrays with one row an arm have kept theirs and got those of a new arm from
-        `on_bind`. By default the new arms weigh as much as the others on average until the next
-        log-weights come. An exception raised here refuses the prompts.
+        `on_bind`. By default the new arms weigh as much as those that are drawn do on average,
+        until the next log-weights come. An exception raised here refuses the prompts.
         """
         return self._mean_for_new()
 
@@ -221,7 +221,8 @@ class Strategy:
                 raise ValueError(
                     f"memory[{name!r}] must be an array of {fresh.dtype}, got {saved!r:.60}"
                 )
-            if fresh.ndim != saved.ndim or (len(fresh) == num_arms and fresh.shape != saved.shape):
+            one_an_arm = fresh.shape[:1] == (num_arms,)
+            if fresh.ndim != saved.ndim or (one_an_arm and fresh.shape != saved.shape):
                 raise ValueError(
                     f"memory[{name!r}] must have shape {fresh.shape}, got {saved.shape}"
                 )
@@ -229,12 +230,11 @@ class Strategy:
         self.memory.update(state)
 
     def _mean_for_new(self) -> NDArray[np.float64]:
-        """(K,) log-weights as they are, new arms at the mean weight of the others."""
-        probabilities = log(self._engine.probabilities())
-        known = np.isfinite(probabilities[: self._num_arms_before])
-        mean = -float(log(max(int(known.sum()), 1)))
-        weights = np.full(len(self._arms), mean)
-        weights[: len(known)] = np.where(known, probabilities[: len(known)], mean)
+        """(K,) log-weights as they are, arms new or without prompts before at their mean weight."""
+        known = np.flatnonzero(self._sizes_before)
+        probabilities = self._engine.probabilities()[known]
+        weights = np.full(len(self._arms), -float(log(np.count_nonzero(probabilities))))
+        weights[known] = log(probabilities)
         return weights
 
     def _grown(
@@ -254,7 +254,7 @@ class Strategy:
                 new[:num_arms_before] = old
             else:
                 fresh[name] = old.copy()
-        object.__setattr__(grown, "_num_arms_before", num_arms_before)
+        object.__setattr__(grown, "_sizes_before", self._sizes)
         return grown
 
     def _bind(
