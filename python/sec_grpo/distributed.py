@@ -67,8 +67,9 @@ class DistributedCurriculum:
     Every process makes the same `Curriculum` (same data set, strategy and seed), wraps it, and
     calls the methods below in the same order; all but `local_slice` and `state_dict` are
     collective. Draws count global prompts, so that a state saved by W processes goes on with any
-    other number. Copies are compared by a digest of the step, the probabilities and the values
-    before each draw and after each observation. In one process nothing is communicated.
+    other number. Copies are compared by a digest: of the data set, the arms and all that is drawn
+    at the start; of what was drawn and observed, the probabilities and the values before each draw
+    and after each observation. In one process nothing is communicated.
 
     Args:
         curriculum: this process's copy, afterwards to be changed through this object only:
@@ -103,7 +104,7 @@ class DistributedCurriculum:
         self._curriculum = curriculum
         self._group = process_group
         self._rank, self._size = _rank_and_size(accelerator, process_group)
-        self.check()
+        self._check(whole=True)
 
     @property
     def curriculum(self) -> Curriculum:
@@ -225,9 +226,12 @@ class DistributedCurriculum:
 
     def check(self) -> None:
         """Compare the copies by their digest; CurriculumDesyncError everywhere if they differ."""
+        self._check(whole=False)
+
+    def _check(self, whole: bool) -> None:
         if self._size == 1:
             return
-        seen = self._gather((self._curriculum.step, _digest(self._curriculum)))
+        seen = self._gather((self._curriculum.step, _digest(self._curriculum, whole)))
         if len(set(seen)) > 1:
             shown = ", ".join(
                 f"process {rank}: step {step}, {digest[:8]}"
@@ -311,10 +315,14 @@ def _join(parts: list[dict[str, NDArray[Any] | None]]) -> dict[str, Any]:
     return joined
 
 
-def _digest(curriculum: Curriculum) -> str:
-    """What two copies that go on alike have in common."""
+def _digest(curriculum: Curriculum, whole: bool) -> str:
+    """What copies that go on alike have in common, each time or once in a while (`whole`)."""
+    engine = curriculum._engine
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{curriculum.seed} {curriculum.step} {curriculum.num_prompts} ".encode())
+    digest.update(f"{engine.seed} {engine.num_prompts} {engine.summary()} ".encode())
+    if whole:
+        # The categories of the prompts in their order, the arms, the place in each.
+        digest.update(engine.serialize("", b""))
     digest.update(curriculum.probabilities().tobytes())
     digest.update(curriculum.values().tobytes())
     return digest.hexdigest()

@@ -18,6 +18,7 @@ SCENARIOS = (
     "resumed",
     "local_feedback",
     "different_copies",
+    "different_draws",
     "refused_feedback",
     "no_rows",
     "refused_state",
@@ -112,6 +113,14 @@ def test_different_copies_are_detected_at_once(pair) -> None:
     for seen in pair["different_copies"]:
         assert seen["seed"].startswith("CurriculumDesyncError: the curriculum differs")
         assert seen["data set"].startswith("CurriculumDesyncError: the curriculum differs")
+        # As many prompts of each category, but in another order: the same draws mean others.
+        assert seen["order"].startswith("CurriculumDesyncError: the curriculum differs")
+
+
+def test_draws_of_different_sizes_are_detected(pair) -> None:
+    for seen in pair["different_draws"]:
+        assert seen["draw"].startswith("CurriculumDesyncError: the curriculum differs")
+        assert seen["drawn"] == 0
 
 
 def test_feedback_refused_on_one_process_is_refused_on_all(pair) -> None:

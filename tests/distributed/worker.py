@@ -91,7 +91,17 @@ def different_copies(folder):
     one = error_of(DistributedCurriculum, make(seed=RANK))
     other = CATEGORIES[RANK:]
     two = error_of(DistributedCurriculum, Curriculum(other, SEC(temperature=0.1), seed=5))
-    return {"seed": one, "data set": two}
+    order = CATEGORIES[::-1] if RANK else CATEGORIES
+    three = error_of(DistributedCurriculum, Curriculum(order, SEC(), seed=5, arms=CATEGORIES[:4]))
+    return {"seed": one, "data set": two, "order": three}
+
+
+def different_draws(folder):
+    """A batch size that differs leaves the step, the probabilities and the values alike."""
+    shared = DistributedCurriculum(make())
+    shared.draw(BATCH + RANK)
+    before = shared.curriculum.step
+    return {"draw": error_of(shared.draw, BATCH), "drawn": shared.curriculum.step - before}
 
 
 def refused_feedback(folder):
