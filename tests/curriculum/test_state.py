@@ -237,3 +237,27 @@ def test_state_that_cannot_be_saved_is_named() -> None:
 
     with pytest.raises(TypeError, match="state of a strategy must be made of"):
         Curriculum(CATEGORIES, Odd()).state_dict()
+
+
+def test_a_dict_that_would_not_come_back_as_it_was_is_refused() -> None:
+    class ByNumber(Strategy):
+        def on_bind(self, arms: tuple, sizes: np.ndarray) -> None:
+            self.memory["seen"] = {"a": [{1: 2.0}]}
+
+    with pytest.raises(
+        TypeError, match=r"strings as the keys of dicts, got 1; use a list of pairs"
+    ):
+        Curriculum(CATEGORIES, ByNumber()).to_bytes()
+
+
+def test_memory_may_hold_an_array_without_dimensions() -> None:
+    class Counter(Strategy):
+        def on_bind(self, arms: tuple, sizes: np.ndarray) -> None:
+            self.memory["count"] = np.array(0.5)
+
+    curriculum = Curriculum(CATEGORIES, Counter())
+    curriculum.strategy.memory["count"] += 2
+    restored = Curriculum(CATEGORIES, Counter())
+    restored.load_bytes(curriculum.to_bytes())
+    assert restored.strategy.memory["count"].shape == ()
+    assert float(restored.strategy.memory["count"]) == 2.5

@@ -25,6 +25,7 @@ def text(value: Any) -> str:
 
 def encode(value: Any) -> bytes:
     """Equal values give equal bytes; numbers keep their bits."""
+    _check_keys(value)
     arrays: list[bytes] = []
 
     def kept(array: NDArray[Any]) -> dict[str, Any]:
@@ -69,3 +70,18 @@ def _dump(value: Any, array_as: Callable[[NDArray[Any]], Any]) -> str:
         )
 
     return json.dumps(value, default=special, sort_keys=True, separators=(",", ":"))
+
+
+def _check_keys(value: Any) -> None:
+    """JSON would turn keys that are numbers into strings, and say nothing."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"the state of a strategy must have strings as the keys of dicts, got {key!r}; "
+                    "use a list of pairs, or an array with one row an arm"
+                )
+            _check_keys(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_keys(item)
