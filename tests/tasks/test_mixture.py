@@ -7,6 +7,8 @@ import json
 import datasets
 import pytest
 
+from sec_grpo import tasks
+from sec_grpo.rewards import rewards_for
 from sec_grpo.tasks import OneOfSeveral, get, mix
 
 
@@ -65,6 +67,20 @@ def test_rows_of_one_file_with_several_sources() -> None:
         ],
     }
     assert reward(None, ["\\boxed{1 + 2}", "\\boxed{0 1}"], **columns) == [1.0, None]
+
+
+def test_a_task_that_is_registered_by_another_name(monkeypatch) -> None:
+    monkeypatch.setattr(tasks, "_registry", dict(tasks._registry))
+    monkeypatch.setattr(tasks, "_instances", {})
+    tasks.register("letters", get("sort"))
+    rows = [
+        {"prompt": "x", "data_source": source, "ground_truth": "ab"}
+        for source in ("letters-easy", "math")
+    ]
+    found, _ = rewards_for(datasets.Dataset.from_list(rows))
+    columns = {name: [row[name] for row in rows] for name in ("data_source", "ground_truth")}
+    rewards = [reward(None, ["ab", "ab"], **columns) for reward in found]
+    assert rewards == [[1.0, None], [None, 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Rows from the words of a command line or a YAML file."""
 
+from pathlib import Path
+
 import datasets
 import pytest
 
 from sec_grpo import tasks
+from sec_grpo.rewards import rewards_for
 from sec_grpo.tasks import load_rows
 from sec_grpo.tasks.sources import tasks_of
 
@@ -94,3 +97,53 @@ def test_tasks_of_rows_that_name_none():
 def test_bad_sources(source, message):
     with pytest.raises(ValueError, match=message):
         load_rows(source)
+
+
+OWN = """
+from sec_grpo.tasks import Task, Verdict
+
+class One(Task):
+    name = "one"
+    levels = (1,)
+
+    def __init__(self, answer="1"):
+        self.answer = answer
+
+    def draw(self, rng, level):
+        return {"prompt": self.prompt(rng.random()), "ground_truth": "?"}
+
+    def prompt(self, problem):
+        return f"what is {problem}?"
+
+    def verify(self, text, truth):
+        return Verdict(float(text == self.answer), "compared", True)
+"""
+
+
+def test_rows_are_judged_by_the_task_as_it_was_named(few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def paid(source: str, *texts: str) -> list[float]:
+        rows = load_rows(source)
+        reward, _ = rewards_for(rows)
+        truth = rows[0]["ground_truth"]
+        return reward(None, list(texts), ground_truth=[truth] * len(texts))
+
+    Path("one.py").write_text(OWN)
+    assert paid("{name: 'one.py:One', n_per_level: 1}", "1", "2") == [1.0, 0.1]
+    assert paid("{name: 'one.py:One', n_per_level: 1, answer: '2'}", "1", "2") == [0.1, 1.0]
+    assert paid("{name: 'one.py:One', n_per_level: 1}", "1", "2") == [0.1, 1.0]
+    tagged = "{name: countdown, n_per_level: 1, answer_format: tagged}"
+    assert paid(tagged, "\\boxed{1}", "<answer>1</answer>") == [0.0, 0.1]
+    assert paid("{name: countdown, n_per_level: 1, answer_format: either}", "\\boxed{1}") == [0.1]
+
+
+def test_another_task_of_the_same_name_is_refused(few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("one.py").write_text(OWN)
+    Path("other.py").write_text(OWN)
+    Path("sorting.py").write_text(OWN.replace('"one"', '"sort"'))
+    load_rows("{name: 'one.py:One', n_per_level: 1}")
+    for source, known in (("other.py:One", r"\.One"), ("sorting.py:One", r"\.SortTask")):
+        with pytest.raises(ValueError, match=f"{source}.* is that of .*{known}, which would judge"):
+            load_rows({"name": source, "n_per_level": 1})

@@ -68,14 +68,15 @@ def rewards_for(rows: Any, spec: Any = None) -> tuple[Any, Any]:
     if spec is not None:
         return reward_from(spec), reward_from(spec, evaluation=True)
     try:
-        found = [tasks.get(name) for name in tasks_of(rows)]
+        found = {name: tasks.get(name) for name in tasks_of(rows)}
     except ValueError as error:
         raise ValueError(f"--reward is missing and the data names no task: {error}") from error
     if len(found) == 1:
-        return found[0].reward, found[0].accuracy
+        (task,) = found.values()
+        return task.reward, task.accuracy
     return (
-        [tasks.OneOfSeveral(task.reward) for task in found],
-        [tasks.OneOfSeveral(task.accuracy) for task in found],
+        [tasks.OneOfSeveral(task.reward, name) for name, task in found.items()],
+        [tasks.OneOfSeveral(task.accuracy, name) for name, task in found.items()],
     )
 
 

@@ -40,7 +40,7 @@ _registry: dict[str, str | type[Task] | Task] = {
     "sort": "sec_grpo.tasks.sort:SortTask",
     "zebra": "sec_grpo.tasks.puzzles:ZebraTask",
 }
-# Those that were asked for without options.
+# What `get` returns without options: the first that was asked for, or `prefer` said.
 _instances: dict[str, Task] = {}
 
 
@@ -110,6 +110,11 @@ def get(name: str, **options: Any) -> Task:
     if not options:
         _instances[name] = task
     return task
+
+
+def prefer(task: Task) -> None:
+    """Make `get(task.name)` without options return `task`; the name stays what it was."""
+    _instances[task.name] = task
 
 
 def _gym_task(name: str, options: dict[str, Any]) -> Task:

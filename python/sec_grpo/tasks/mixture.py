@@ -91,10 +91,12 @@ class OneOfSeveral:
 
     Args:
         reward: the task's, `task.reward` or `task.accuracy`.
+        task: the name under which it is registered, where that is not its own.
     """
 
-    def __init__(self, reward: TaskReward) -> None:
+    def __init__(self, reward: TaskReward, task: str | None = None) -> None:
         self.reward = reward
+        self._task = task or reward.task.name
         self.__name__ = reward.__name__
 
     def __call__(
@@ -111,7 +113,7 @@ class OneOfSeveral:
         Raises what the task's reward raises for the truths of its rows, and ValueError without
         the columns.
         """
-        own = [i for i, name in enumerate(self._tasks(columns)) if name == self.reward.task.name]
+        own = [i for i, name in enumerate(self._tasks(columns)) if name == self._task]
         rewards: list[float | None] = [None] * len(completions)
         if own:
             truths = self._truths(columns, own)

@@ -95,9 +95,8 @@ def _generated(name: str, options: dict[str, Any], seed: int, evaluation: bool) 
 
     chosen = {key: options.pop(key) for key in ("n_per_level", "levels") if key in options}
     task = tasks.get(name, **options)
-    if task.name not in tasks.names() and not task.name.startswith(GYM_PREFIX):
-        # So that its rows find it.
-        tasks.register(task.name, task)
+    if not task.name.startswith(GYM_PREFIX):
+        _make_known(task, name, changed=bool(options))
     if not evaluation:
         count = chosen.get("n_per_level", task.prompts_per_level)
         levels = chosen.get("levels", task.levels)
@@ -112,6 +111,22 @@ def _generated(name: str, options: dict[str, Any], seed: int, evaluation: bool) 
         cache=True,
         progress=True,
     )
+
+
+def _make_known(task: Task, name: str, *, changed: bool) -> None:
+    """See to it that rows with the task's name are judged by it, with the options it was given."""
+    from sec_grpo import tasks
+
+    if task.name not in tasks.names():
+        tasks.register(task.name, task)
+    known = type(tasks.get(task.name))
+    if known is not type(task):
+        raise ValueError(
+            f"data {name!r}: the task's name {task.name!r} is that of {known.__module__}."
+            f"{known.__qualname__}, which would judge its rows; give it another `name`"
+        )
+    if changed:
+        tasks.prefer(task)
 
 
 def _trained_on(task: Task, count: int, seed: int) -> list[Row]:
