@@ -271,6 +271,19 @@ def test_stop_strings(make_model, tokenizer):
     assert 4 < ended < 32
 
 
+def test_a_stop_string_does_not_begin_in_the_prompt(make_model, tokenizer):
+    """Else the row would end unseen, and be filled with padding to its full length."""
+    model = make_model()
+    prompt = tokenizer("cga")["input_ids"]
+    config = sampling(stop_strings="ab")
+    config.temperature, config.eos_token_id = 3.0, tokenizer.eos_token_id
+    ids = sample_completions(model, [prompt] * 200, config, seed=1, tokenizer=tokenizer)
+    begun = [row for row in ids if tokenizer.decode(row[0]) == "b"]
+    assert len(begun) > 5
+    # By chance once in 16^5.
+    assert not any(row[1:6] == [tokenizer.pad_token_id] * 5 for row in begun)
+
+
 def test_stop_strings_in_training(make_trainer, tokenizer, read_events):
     trainer = make_trainer(
         generation_kwargs={"stop_strings": ["a", "b", "c"]},

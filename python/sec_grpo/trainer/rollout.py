@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from sec_grpo.trainer.parallel import is_fsdp_root
 from sec_grpo.trainer.policy import base_model, call_through
@@ -60,9 +66,9 @@ def sample_completions(
     model = base_model(model)
     device = next(model.parameters()).device
     size = batch_size or len(prompt_ids)
-    options: dict[str, Any] = {"generation_config": generation_config, "synced_gpus": synced}
-    if generation_config.stop_strings:
-        options["tokenizer"] = tokenizer
+    stop_strings, config = generation_config.stop_strings, copy.copy(generation_config)
+    config.stop_strings = None
+    options: dict[str, Any] = {"generation_config": config, "synced_gpus": synced}
     completions: list[list[int]] = []
     with _sampling(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -73,8 +79,12 @@ def sample_completions(
             cache = None if synced else _shared_prefix(model, chunk, inputs, generation_config)
             if cache is not None:
                 options["past_key_values"] = cache
+            length = inputs["input_ids"].shape[1]
+            if stop_strings:
+                stop = StopInCompletion(tokenizer, stop_strings, length)
+                options["stopping_criteria"] = StoppingCriteriaList([stop])
             output = model.generate(**inputs, **options)
-            new = output[:, inputs["input_ids"].shape[1] :].tolist()
+            new = output[:, length:].tolist()
             completions += [cut_at_end(ids, generation_config, tokenizer) for ids in new]
     return completions
 
@@ -236,6 +246,31 @@ def has_stop_string(
     strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
     text = tokenizer.decode(ids)
     return any(string in text for string in strings)
+
+
+class StopInCompletion(StopStringCriteria):
+    """Stops a row at a stop string in its completion, but not at one that begins in its prompt.
+
+    `generate` by itself would end a completion whose first tokens complete, with the end of the
+    prompt, a stop string, and padding would follow that no end is seen before.
+
+    Args:
+        prompt_length: tokens of the padded prompts.
+    """
+
+    def __init__(self, tokenizer: Any, stop_strings: str | list[str], prompt_length: int) -> None:
+        super().__init__(tokenizer, stop_strings)
+        self._sought = (stop_strings, tokenizer)
+        self._prompt_length = prompt_length
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        found = super().__call__(input_ids, scores, **kwargs)
+        for row in found.nonzero().flatten().tolist():
+            completion = input_ids[row, self._prompt_length :].tolist()
+            found[row] = has_stop_string(completion, *self._sought)
+        return found
 
 
 def _cut_at_stop_string(
