@@ -128,6 +128,18 @@ def test_normalize_then_sum_against_loops():
     assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_normalize_then_sum_where_sums_are_equal_and_rewards_are_not():
+    each = torch.tensor([[[0.0, 1.0], [0.5, 0.0]], [[1.0, 1.0], [0.0, 0.0]]])  # 2, 2; 3, 0
+    rewards = each @ torch.tensor([2.0, 1.0])
+    estimator = AdvantageEstimator(
+        "grpo", "group", normalize_then_sum=True, reward_weights=[2.0, 1.0]
+    )
+    # In units of 1 / sqrt(2): -2 + 1, 2 - 1, 2 + 1, -2 - 1, then over their deviation.
+    sums = [-1.0, 1.0, 3.0, -3.0]
+    expected = [total / statistics.stdev(sums) for total in sums]
+    assert estimator(rewards, each.numpy()).flatten().tolist() == pytest.approx(expected, rel=1e-3)
+
+
 def test_normalize_then_sum_is_trls(make_trainer):
     """For one function over binary rewards, TRL's formula."""
     rewards = example_rewards()

@@ -105,7 +105,8 @@ class AdvantageEstimator:
             advantages = self._scaled(r - torch.tensor(baselines, dtype=torch.float64)[:, None])
         if self._normalize_then_sum or self.name in GROUP_RELATIVE:
             # Exactly 0 by definition, not by luck of rounding.
-            advantages = advantages.masked_fill(is_dead(rewards)[:, None], 0.0)
+            dead = _no_function_differs(each) if self._normalize_then_sum else is_dead(rewards)
+            advantages = advantages.masked_fill(dead[:, None], 0.0)
         return advantages.float()
 
     def update(self, rewards: Tensor, roles: Sequence[Hashable]) -> None:
@@ -143,6 +144,15 @@ class AdvantageEstimator:
 def is_dead(rewards: Tensor) -> Tensor:
     """(M,) bool: whether the group's rewards (M, G) are all equal."""
     return rewards.amax(dim=1) == rewards.amin(dim=1)
+
+
+def _no_function_differs(each: Any) -> Tensor:
+    """(M,) bool: whether the group's rewards (M, G, F) are equal function by function."""
+    values = torch.as_tensor(each, dtype=torch.float64)
+    missing = values.isnan()
+    highest = values.masked_fill(missing, -math.inf).amax(dim=1)
+    lowest = values.masked_fill(missing, math.inf).amin(dim=1)
+    return (highest <= lowest).all(dim=-1)
 
 
 def _std(values: Tensor) -> Tensor:
