@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import gc
 import os
@@ -302,6 +303,50 @@ def test_an_error_says_where_and_on_what():
         RewardFunctions(broken, None)(**CALL)
     with pytest.raises(RewardError, match=r"returned nan for completion 1 \('c'\)"):
         RewardFunctions(lambda **_: [0.0, float("nan")], None)(**CALL)
+
+
+def test_a_function_may_edit_what_it_is_given():
+    seen = {}
+
+    def edits(prompts, completions, completion_ids, answer, **kwargs):
+        completions[0][0]["content"] = "edited"
+        for values in (completions, prompts, answer, *completion_ids):
+            values.clear()
+        return [1.0, 2.0]
+
+    def looks(prompts, completions, completion_ids, answer, **kwargs):
+        seen.update(prompts=prompts, completions=completions, ids=completion_ids, answer=answer)
+        return [0.0, 0.0]
+
+    call = {
+        "prompts": ["p", "q"],
+        "completions": [[{"role": "assistant", "content": text}] for text in "ab"],
+        "completion_ids": [[1, 2], [3]],
+        "columns": {"answer": [5, 6]},
+    }
+    before = copy.deepcopy(call)
+    total, _ = RewardFunctions([edits, looks], None)(**call)
+    assert total.tolist() == [1.0, 2.0]
+    assert call == before
+    assert seen == {
+        "prompts": before["prompts"],
+        "completions": before["completions"],
+        "ids": before["completion_ids"],
+        "answer": [5, 6],
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [([1.0, 2.0], r"'m' must be one number, got 2 of shape \(2,\)"), ("high", "TypeError")],
+)
+def test_a_metric_is_one_number(make_trainer, value, match):
+    def logs(completions, log_metric, **kwargs):
+        log_metric("m", value)
+        return [0.0] * len(completions)
+
+    with pytest.raises(RewardError, match=rf"'logs' raised .*{match}"):
+        make_trainer(reward_funcs=logs, check_reward_funcs=False).train()
 
 
 def test_what_is_no_reward_is_refused():

@@ -28,9 +28,24 @@ class MetricStore:
         self._weights: dict[str, list[float]] = defaultdict(list)
 
     def add(self, name: str, value: torch.Tensor | float, weight: float = 1.0) -> None:
-        """Add one observation; a tensor stays on its device."""
-        self._values[name].append(torch.as_tensor(value, dtype=torch.float32).detach())
+        """Add one observation; a tensor stays on its device.
+
+        Raises:
+            ValueError: it is not one number.
+        """
+        number = torch.as_tensor(value, dtype=torch.float32).detach()
+        if number.numel() != 1:
+            raise ValueError(
+                f"the metric {name!r} must be one number, got {number.numel()} of shape "
+                f"{tuple(number.shape)}; log their mean"
+            )
+        self._values[name].append(number.reshape(()))
         self._weights[name].append(weight)
+
+    def clear(self) -> None:
+        """Forget what was not popped."""
+        self._values.clear()
+        self._weights.clear()
 
     def __bool__(self) -> bool:
         """Whether there is anything to pop."""
@@ -43,8 +58,7 @@ class MetricStore:
             name: _reduce(name, [next(fetched) for _ in values], self._weights[name])
             for name, values in self._values.items()
         }
-        self._values.clear()
-        self._weights.clear()
+        self.clear()
         parts = [reduced] if processes is None else processes.gather_objects(reduced)
         out = {}
         for name in dict.fromkeys(name for part in parts for name in part):

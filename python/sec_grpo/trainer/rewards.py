@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import math
 import os
@@ -160,7 +161,7 @@ class RewardFunctions:
         try:
             for k in order:
                 with _named(self.names[k], arguments["completions"], columns):
-                    results[k] = self._funcs[k](**arguments)
+                    results[k] = self._funcs[k](**_own(arguments))
                     if inspect.isawaitable(results[k]):
                         waiting[k] = self._loop.submit(results[k])
             for k in sorted(waiting):
@@ -170,6 +171,18 @@ class RewardFunctions:
             for future in waiting.values():
                 future.cancel()
         return results
+
+
+def _own(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of one function, which may edit its lists and messages in place.
+
+    What it edits reaches neither another function nor the tokens that are trained on.
+    """
+    own = {name: list(v) if isinstance(v, list) else v for name, v in arguments.items()}
+    own["completion_ids"] = [list(ids) for ids in arguments["completion_ids"]]
+    for name in ("prompts", "completions"):
+        own[name] = copy.deepcopy(arguments[name])
+    return own
 
 
 class _EventLoop:
