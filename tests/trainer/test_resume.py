@@ -130,6 +130,28 @@ def test_resume_repeats_the_straight_run(make_run, read_events, tmp_path, case):
         assert max(e["kl"] for e in got) > 0
 
 
+def test_the_same_trainer_resumes_after_a_failed_step(make_run, read_events, tmp_path):
+    """As in a notebook: what the failed step had counted is counted once."""
+
+    class Fail(TrainerCallback):
+        failed = False
+
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == 4 and not self.failed:
+                self.failed = True
+                raise RuntimeError("interrupted")
+
+    straight = make_run("logging_steps", "straight", logging_steps=6)
+    straight.train()
+    trainer = make_run("logging_steps", "failed", logging_steps=6, callbacks=[Fail()])
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_weights(weights(trainer), weights(straight))
+    expected = without_times(read_events(tmp_path / "straight", "step"))
+    assert without_times(read_events(tmp_path / "failed", "step")) == expected
+
+
 def test_runs_with_other_seeds_differ(make_run):
     """The comparisons above could fail."""
     one, other = make_run("plain", "one"), make_run("plain", "other", seed=4)

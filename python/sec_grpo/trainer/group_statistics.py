@@ -36,6 +36,10 @@ class GroupStatistics:
 
     def __init__(self, success_threshold: float) -> None:
         self._threshold = success_threshold
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was not fetched."""
         self._arms: list[NDArray[np.int64]] = []
         self._rewards: list[NDArray[np.float64]] = []
 
@@ -56,7 +60,7 @@ class GroupStatistics:
         if not self._arms:
             return {}, {}
         arms, rewards = np.concatenate(self._arms), np.concatenate(self._rewards)
-        self._arms, self._rewards = [], []
+        self.clear()
         size = rewards.shape[1]
         groups = np.bincount(arms, minlength=num_arms)
         deviation = np.abs(rewards - rewards.mean(axis=1, keepdims=True)).mean(axis=1)

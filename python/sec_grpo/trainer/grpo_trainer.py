@@ -322,7 +322,9 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
                 check_reward_funcs(rows, funcs, self._encoder, self.state, count)
 
     def before_training(self, path: Path | None, step: int) -> None:
-        """Open the run's logs."""
+        """Open the run's logs, without what an earlier `train` left unlogged."""
+        self._metrics.clear()
+        self._collector.groups.clear()
         config = {name: getattr(self.args, name) for name in GRPOConfig.names()}
         self._recorder.start(
             config, step=step, max_steps=self.total_steps(), resumed=path is not None

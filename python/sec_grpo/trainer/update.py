@@ -94,6 +94,7 @@ class PolicyUpdate:
         tokens, masked completions as sequences only (as in TRL). The tokens are those of all
         processes.
         """
+        self._entropy_sums = []
         micro_batches = self._micro_batches(position)
         tokens = [rollouts.num_tokens(rows) for rows in micro_batches]
         num_tokens = max(self._processes.sum(sum(tokens))[0], 1)
@@ -265,7 +266,6 @@ class PolicyUpdate:
         if not bonus.is_adaptive:
             return
         sums = torch.stack(self._entropy_sums).reshape(-1, 2).sum(dim=0)
-        self._entropy_sums = []
         total, count = self._processes.gather(sums).reshape(-1, 2).sum(dim=0).tolist()
         bonus.observe(total / max(count, 1))
 
