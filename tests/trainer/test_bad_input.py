@@ -182,6 +182,11 @@ CONFIG = {
     "level": ({"importance_sampling_level": "x"}, "importance_sampling_level must be one of"),
     "completion length": ({"max_completion_length": 0}, "max_completion_length must be at least 1"),
     "num_iterations": ({"num_iterations": 0}, "num_iterations must be at least 1, got 0"),
+    "per_device_eval_batch_size": (
+        {"per_device_eval_batch_size": 0},
+        "per_device_eval_batch_size must be at least 1, got 0",
+    ),
+    "max_steps": ({"max_steps": 0}, "max_steps must be at least 1, or -1 to train for num_train"),
     "rollout_batch_size": ({"rollout_batch_size": 0}, "rollout_batch_size must be at least 1"),
     "auto batch": ({"auto_find_batch_size": True}, "auto_find_batch_size must be False"),
     "generation clash": (

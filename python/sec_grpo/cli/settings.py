@@ -105,7 +105,6 @@ def parse_config(defaults: dict[str, Any], extra: list[str]) -> GRPOConfig:
     parser = HfArgumentParser(GRPOConfig, allow_abbrev=False, add_help=False)
     parser.error = fail
     # As strings, so that YAML's values get the same conversion and checks as flags.
-    # As strings, so that YAML's values get the same conversion and checks as flags.
     as_flags = {
         name: str(value) if isinstance(value, (int, float)) else value
         for name, value in defaults.items()

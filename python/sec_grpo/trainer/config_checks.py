@@ -38,6 +38,7 @@ def check_ranges(config: GRPOConfig) -> None:
 def _check_batches(config: GRPOConfig) -> None:
     for name in (
         "per_device_train_batch_size",
+        "per_device_eval_batch_size",
         "gradient_accumulation_steps",
         "max_completion_length",
         "num_iterations",
@@ -53,6 +54,8 @@ def _check_batches(config: GRPOConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1 or unset, got {value}")
+    if config.max_steps == 0:
+        raise ValueError("max_steps must be at least 1, or -1 to train for num_train_epochs, got 0")
     refills = config.dynamic_sampling_refills
     if isinstance(refills, bool) or not isinstance(refills, int) or refills < 0:
         raise ValueError(
