@@ -179,6 +179,46 @@ def test_a_program_that_is_stopped_leaves_no_process(tmp_path, how):
     assert gone_soon([*pids, *children])
 
 
+@pytest.mark.parametrize("when", ["importing", "making"])
+def test_a_killed_program_ends_what_takes_long(tmp_path, when):
+    sleep = "time.sleep(600)"
+    (tmp_path / "endless.py").write_text(
+        dedent(
+            f"""
+            import os, time
+            from sec_grpo.tasks import NumberedTask, Verdict
+            print(os.getpid(), flush=True)
+            if {when == "importing"} and "KILLED" not in os.environ: {sleep}
+            class Endless(NumberedTask):
+                name, levels = "endless", (1,)
+                def make(self, level, seed, number): print(os.getpid(), flush=True); {sleep}
+                def prompt(self, problem): return problem
+                def verify(self, text, truth): return Verdict(0.0, "", False)
+            """
+        )
+    )
+    (tmp_path / "program.py").write_text(
+        dedent(
+            """
+            import os
+            os.environ["KILLED"] = "1"
+            from endless import Endless
+            del os.environ["KILLED"]
+            Endless().generate(1, 8, seed=0, workers=2)
+            """
+        )
+    )
+    program = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert program.stdout is not None
+    expected = 3 if when == "importing" else 5
+    pids = [int(program.stdout.readline()) for _ in range(expected)]
+    program.kill()
+    program.wait()
+    assert gone_soon(pids)
+
+
 def children_of(pid: int) -> list[int]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in path.read_text().split()] if path.exists() else []

@@ -14,8 +14,11 @@ import multiprocessing.spawn
 import os
 import pickle
 import resource
+import select
 import signal
 import struct
+import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -36,6 +39,9 @@ def main() -> None:
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     isolated.inside = True
+    # Python warns of forking beside a thread; this one only waits.
+    warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
+    threading.Thread(target=_end_with_parent, args=(requests.fileno(),), daemon=True).start()
     setup = _read(requests)
     if setup is None:
         return
@@ -65,6 +71,17 @@ def main() -> None:
             return
         if exit_code != REPLACE:
             _write(replies, "died", exit_code)
+
+
+def _end_with_parent(requests: int) -> None:
+    """Kill this process and its child once nobody can send requests any more.
+
+    Without it, a parent that was killed would be noticed after the call under way alone.
+    """
+    closed = select.poll()
+    closed.register(requests, 0)
+    closed.poll()
+    os.killpg(0, signal.SIGKILL)
 
 
 def _serve(
