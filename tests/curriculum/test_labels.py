@@ -1,6 +1,7 @@
 """Categories to arms: order, types, refusals."""
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 
@@ -48,6 +49,14 @@ def test_explicit_arms() -> None:
     assert set(curriculum.draw(100).tolist()) == {0, 1, 2}
 
 
+def test_arrow_arrays() -> None:
+    column = pyarrow.array(["b", "a", "b"])
+    for categories in (column, pyarrow.chunked_array([column.slice(0, 2), column.slice(2)])):
+        curriculum = Curriculum(categories)
+        assert curriculum.arms == ("a", "b")
+        assert curriculum.arm_indices([0, 1, 2]).tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("categories", "error", "message"),
     [
@@ -63,6 +72,9 @@ def test_explicit_arms() -> None:
         (np.zeros((3, 2)), ValueError, r"shape \(N,\), got \(3, 2\)"),
         ("abc", TypeError, "one label a prompt, got a str"),
         ({"a": 1}, TypeError, "got a dict"),
+        (None, TypeError, "categories must be a sequence with one label a prompt, got a NoneType"),
+        (5, TypeError, "categories must be a sequence with one label a prompt, got a int"),
+        (pyarrow.array(["a", None]), ValueError, r"categories\[1\]: got None"),
     ],
 )
 def test_refused_categories(categories: object, error: type[Exception], message: str) -> None:
@@ -77,6 +89,7 @@ def test_refused_categories(categories: object, error: type[Exception], message:
         (["a", "b", "a"], ValueError, "distinct, got 'a' more than once"),
         (["a", "b", None], ValueError, r"arms\[2\]: got None"),
         ("ab", TypeError, "arms must be a list of labels, got a str"),
+        (3, TypeError, "arms must be a list of labels, got a int"),
         ([], ValueError, "not among the 0 arms"),
     ],
 )

@@ -76,15 +76,26 @@ def _sorted(labels: Iterable[Label]) -> list[Label]:
     return sorted(labels, key=_sort_key)
 
 
+def _is_listing(value: Any) -> bool:
+    """Whether the value is iterable with an order of its own, and no text."""
+    try:
+        iter(value)
+    except TypeError:
+        return hasattr(value, "detach")  # a tensor without dimensions
+    return not isinstance(value, (str, bytes, Mapping, Set))
+
+
 def _as_items(categories: Any) -> NDArray[Any] | list[Any]:
     """A numeric array, or a list of labels."""
-    if isinstance(categories, (str, bytes, Mapping, Set)):
+    if not _is_listing(categories):
         raise TypeError(
             "categories must be a sequence with one label a prompt, got a "
             f"{type(categories).__name__}"
         )
     if hasattr(categories, "detach"):
         categories = categories.detach().cpu().numpy()
+    elif hasattr(categories, "to_pylist"):  # pyarrow, whose to_numpy refuses what it has to copy
+        categories = categories.to_pylist()
     elif hasattr(categories, "to_numpy"):
         categories = categories.to_numpy()
     if not isinstance(categories, np.ndarray):
@@ -168,7 +179,7 @@ def arms_and_codes(
     if arms is None:
         order = _sorted(labels)
     else:
-        if isinstance(arms, (str, bytes, Mapping, Set)):
+        if not _is_listing(arms):
             raise TypeError(f"arms must be a list of labels, got a {type(arms).__name__}")
         order = _checked(list(arms), lambda number: f"arms[{number}]")
     number_of = {label: number for number, label in enumerate(order)}

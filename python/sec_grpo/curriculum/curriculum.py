@@ -193,7 +193,7 @@ class Curriculum:
     def draw(self, batch_size: int) -> NDArray[np.int64]:
         """(batch_size,) int64 prompt indices of the next batch.
 
-        Raises TypeError unless batch_size is an integer, ValueError unless it is at least 1.
+        Raises TypeError unless batch_size is an integer, ValueError unless it is in [1, 2**31).
         """
         size = _batch_size(batch_size)
         with self._lock:
@@ -383,8 +383,8 @@ def _batch_size(batch_size: int) -> int:
                 f"batch_size must be an integer of at least 1, got {batch_size!r} of type "
                 f"{type(batch_size).__name__}"
             ) from None
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size}")
+    if not 1 <= batch_size < 2**31:
+        raise ValueError(f"batch_size must be an integer in [1, 2**31), got {batch_size}")
     return batch_size
 
 
