@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -123,6 +124,7 @@ def test_bad_observations_change_nothing() -> None:
         ([[0.5]], [1, 1], r"rewards must have shape \(1,\)"),
         ([0.5], [1], r"knobs must have shape \(n, 1\)"),
         ([[0.5]], [float("inf")], "rewards must be finite"),
+        ([[0.5]], [-1e31], r"rewards must be at most 1e30 in size, got 1e\+31"),
     ):
         with pytest.raises(ValueError, match=message):
             teacher.observe(knobs, rewards)
@@ -130,8 +132,45 @@ def test_bad_observations_change_nothing() -> None:
 
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
-    teacher = ALPGMM(0, 1, fit_every=20, capacity=20)
-    knobs = teacher.sample(20)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    # At once, not at the first fit, hours later.
     with pytest.raises(ImportError, match=r"pip install 'sec-grpo\[teachers\]'"):
-        teacher.observe(knobs, knobs[:, 0])
+        ALPGMM(0, 1)
+
+
+def test_a_fit_that_fails_leaves_the_teacher_as_it_was() -> None:
+    teacher, twin = (ALPGMM(0, 1, fit_every=20, max_components=3) for _ in range(2))
+    for one in (teacher, twin):
+        one.observe(np.linspace(0, 1, 15)[:, None], np.arange(15.0))
+    far = np.linspace(0, 1e200, 30)[:, None]
+    with pytest.raises(ValueError, match="infinity|infs|ill-defined"), np.errstate(all="ignore"):
+        teacher.observe(far, np.arange(30.0))
+    assert teacher.state_dict() == twin.state_dict()
+    for one in (teacher, twin):
+        one.observe(np.linspace(0, 1, 25)[:, None], np.arange(25.0))
+    assert teacher.sample(9).tolist() == twin.sample(9).tolist()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e9, 1e30])
+def test_rewards_of_any_size_and_repeated_tasks_are_fitted(size: float, recwarn) -> None:
+    teacher = ALPGMM(0, 1, seed=1, fit_every=50, max_components=5)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        knobs = rng.integers(0, 3, (50, 1)) / 2
+        # Coin flips at 1, the same reward elsewhere.
+        teacher.observe(knobs, size * np.where(knobs[:, 0] == 1, rng.integers(0, 2, 50), 1.0))
+    assert np.mean(teacher.sample(500) > 0.9) > 0.6
+    assert not recwarn.list
+
+
+def test_the_state_is_of_plain_objects() -> None:
+    fresh, taught = ALPGMM([0, 0], [1, 2], seed=5), ALPGMM([0, 0], [1, 2], seed=5, fit_every=20)
+    knobs = taught.sample(30)
+    taught.observe(knobs, knobs[:, 0])
+    for teacher, fit_every in ((fresh, 250), (taught, 20)):
+        restored = ALPGMM([0, 0], [1, 2], seed=5, fit_every=fit_every)
+        restored.load_state_dict(json.loads(json.dumps(teacher.state_dict())))
+        assert restored.sample(20).tolist() == teacher.sample(20).tolist()
+        restored.observe(knobs, knobs[:, 1])
+        teacher.observe(knobs, knobs[:, 1])
+        assert restored.state_dict() == teacher.state_dict()

@@ -5,6 +5,9 @@ d knobs, n tasks asked for at once.
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +18,7 @@ from sec_grpo.curriculum._parameters import count_parameter, real_parameter
 
 _FORMAT = "sec_grpo.alp_gmm"
 _EPSILON = 1e-6
+_LARGEST = 1e30
 
 
 class ALPGMM:
@@ -40,7 +44,8 @@ class ALPGMM:
         random_share: in [0, 1].
         capacity: tasks remembered for finding the nearest; the oldest are forgotten.
 
-    Raises TypeError or ValueError, naming the argument, for anything else.
+    Raises TypeError or ValueError, naming the argument, for anything else, and ImportError without
+    scikit-learn.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class ALPGMM:
         random_share: float = 0.2,
         capacity: int = 20_000,
     ) -> None:
+        if importlib.util.find_spec("sklearn") is None:
+            raise ImportError("ALPGMM needs scikit-learn: pip install 'sec-grpo[teachers]'")
         self._low, self._high = _bounds(low, high)
         self._max_components = count_parameter("max_components", max_components)
         if self._max_components < 2:
@@ -104,14 +111,22 @@ class ALPGMM:
     def observe(self, knobs: ArrayLike, rewards: ArrayLike) -> None:
         """Learn from tasks (n, d) and their mean rewards (n,), in order.
 
-        Raises ValueError for wrong shapes, NaN and infinity; then nothing was used.
+        Raises ValueError for wrong shapes, for NaN, infinity and rewards above 1e30 in size, and
+        for knobs so far outside the box that no mixture fits; then nothing was used.
         """
         points, values = self._checked(knobs, rewards)
         points = (points - self._low) / (self._high - self._low)
-        for point, reward in zip(points, values, strict=True):
-            self._add(point, reward)
-            if self._observed % self._fit_every == 0:
-                self._fit()
+        # Arrays are replaced, never written to.
+        before, random_state = dict(vars(self)), self._generator.bit_generator.state
+        try:
+            for point, reward in zip(points, values, strict=True):
+                self._add(point, reward)
+                if self._observed % self._fit_every == 0:
+                    self._fit()
+        except Exception:
+            vars(self).update(before)
+            self._generator.bit_generator.state = random_state
+            raise
 
     def metrics(self) -> dict[str, float]:
         """tasks, those observed; components, of the mixture (0 before the first fit); alp, mean of
@@ -125,14 +140,14 @@ class ALPGMM:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` continues from, in plain objects and arrays."""
+        """What `load_state_dict` continues from, in numbers, strings, lists and dicts."""
         return {
             "format": _FORMAT,
             "version": 1,
             "parameters": self._parameters(),
-            "generator": self._generator.bit_generator.state,
+            "generator": _listed(self._generator.bit_generator.state),
             "observed": self._observed,
-            **{name: getattr(self, f"_{name}").copy() for name in self._ARRAYS},
+            **{name: getattr(self, f"_{name}").tolist() for name in self._ARRAYS},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -180,6 +195,8 @@ class ALPGMM:
             "factors": (components, dim, dim),
         }
         for name, shape in shapes.items():
+            if arrays[name].size == 0 == math.prod(shape):
+                arrays[name] = np.zeros(shape)  # a list of no rows does not tell their length
             if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
                 raise ValueError(
                     f"{name} must be finite numbers of shape {shape}, got {arrays[name].shape}"
@@ -214,6 +231,9 @@ class ALPGMM:
         for name, array in (("knobs", points), ("rewards", values)):
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} must be finite, got NaN or infinity")
+        if (np.abs(values) > _LARGEST).any():
+            largest = np.abs(values).max()
+            raise ValueError(f"rewards must be at most 1e30 in size, got {largest:g}")
         return points, values
 
     def _add(self, point: NDArray[np.float64], reward: float) -> None:
@@ -228,13 +248,10 @@ class ALPGMM:
         self._observed += 1
 
     def _fit(self) -> None:
-        try:
-            from sklearn.mixture import GaussianMixture
-            from threadpoolctl import threadpool_limits
-        except ImportError as error:
-            raise ImportError(
-                "ALPGMM needs scikit-learn: pip install 'sec-grpo[teachers]'"
-            ) from error
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+        from threadpoolctl import threadpool_limits
+
         recent = slice(-self._fit_every, None)
         data = np.column_stack([self._tasks[recent], self._progress[recent]])
         seed = int(self._generator.integers(2**31))
@@ -243,7 +260,9 @@ class ALPGMM:
             for k in range(2, self._max_components + 1)
         ]
         # Some hundred points: threads cost more than they compute, on a busy machine seconds.
-        with threadpool_limits(1):
+        with threadpool_limits(1), warnings.catch_warnings():
+            # Tasks on a grid, or repeated, have fewer places than components; AIC sees to it.
+            warnings.simplefilter("ignore", ConvergenceWarning)
             best = min((mixture.fit(data) for mixture in mixtures), key=lambda m: m.aic(data))
         progress = np.clip(best.means_[:, -1], 0.0, None)
         total = progress.sum()
@@ -263,3 +282,10 @@ def _bounds(low: ArrayLike, high: ArrayLike) -> tuple[NDArray[np.float64], NDArr
     if bounds[0].shape != bounds[1].shape or not (bounds[0] < bounds[1]).all():
         raise ValueError(f"low must be below high in every knob, got {low!r:.60} and {high!r:.60}")
     return bounds[0], bounds[1]
+
+
+def _listed(value: Any) -> Any:
+    """The value with lists for its arrays, and numbers for those of numpy."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
