@@ -80,6 +80,7 @@ def test_yaml_flags_and_the_written_config(run, events, reward: str) -> None:
         "per_device_train_batch_size": 8,
         "num_generations": 4,
         "max_completion_length": 6,
+        "num_completions_to_print": None,
         "output_dir": "from_yaml",
     }
     Path("run.yaml").write_text(yaml.safe_dump(settings))
@@ -99,6 +100,18 @@ def test_yaml_flags_and_the_written_config(run, events, reward: str) -> None:
 
     run("train", "--config", "from_yaml/config.yaml", "--resume", "last", "--max_steps", 2)
     assert [event["step"] for event in events("from_yaml", "step")] == [1, 2]
+    assert events("from_yaml", "run")[-1]["config"]["num_completions_to_print"] is None
+
+
+def test_switches_and_names_of_trl(run, events, reward: str) -> None:
+    Path("run.yaml").write_text("model: tiny\ndata: sort\nuse_vllm: false\n")
+    words = ("--config", "run.yaml", "--reward", reward, *SMALL, "--max_steps", 1)
+    run("train", *words, "--gradient_checkpointing", "--output_dir", "switched")
+    (start,) = events("switched", "run")
+    assert start["config"]["gradient_checkpointing"] is True
+    Path("run.yaml").write_text("model: tiny\ndata: sort\nuse_vllm: true\n")
+    with pytest.raises(ValueError, match="run.yaml has no use_vllm .* samples with transformers"):
+        run("train", *words)
 
 
 def test_lora(run, events, reward: str) -> None:
@@ -115,6 +128,7 @@ def test_lora(run, events, reward: str) -> None:
     ("words", "message"),
     [
         (("--max_step", "3"), "unknown argument '--max_step'; did you mean 'max_steps'"),
+        (("--use_vllm", "true"), "has no use_vllm (got '--use_vllm'): this trainer"),
         (("--num_generations", "many"), "invalid int value: 'many'"),
         (("--num_generations", "1"), "num_generations must be at least 2, got 1"),
         (("--per_device_train_batch_size", "6"), "nearest sizes that fit are 4 and 8"),

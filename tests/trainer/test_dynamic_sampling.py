@@ -224,9 +224,12 @@ def test_failure_in_a_refill_takes_the_draws_back(make_run, tmp_path):
     assert resumed.curriculum.to_bytes() == straight.curriculum.to_bytes()
 
 
-@pytest.mark.parametrize("refills", [-1, 1.5, True, None])
-def test_refused_refills(tmp_path, refills):
-    message = f"dynamic_sampling_refills must be an integer of at least 0, got {refills}"
+@pytest.mark.parametrize(
+    ("refills", "what"),
+    [(-1, "at least 0"), (1.5, "an integer"), (True, "an integer"), (None, "an integer")],
+)
+def test_refused_refills(tmp_path, refills, what):
+    message = f"dynamic_sampling_refills must be {what}, got {refills}"
     with pytest.raises(ValueError, match=message):
         GRPOConfig(output_dir=str(tmp_path), use_cpu=True, dynamic_sampling_refills=refills)
 

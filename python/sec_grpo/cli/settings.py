@@ -42,8 +42,10 @@ def merge_settings(
         ValueError: the file is not a mapping, or a name is not known (the nearest is suggested).
     """
     from sec_grpo.trainer import GRPOConfig
+    from sec_grpo.trainer.trl_names import ABSENT_CONFIG, explain_absent
 
     loaded = {} if config is None else read_yaml(config)
+    loaded = explain_absent(ABSENT_CONFIG, loaded, str(config))
     settings = {name: loaded.pop(name, None) for name in RUN_KEYS}
     settings |= {name: value for name, value in flags.items() if value is not None}
     for name in ("strategy", "lora"):
@@ -96,8 +98,10 @@ def flag_names(extra: list[str], known: list[str]) -> list[str]:
 def parse_config(defaults: dict[str, Any], extra: list[str]) -> GRPOConfig:
     """GRPOConfig from a YAML file's values and command line arguments."""
     from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
 
     from sec_grpo.trainer import GRPOConfig
+    from sec_grpo.trainer.trl_names import ABSENT_CONFIG, explain_absent
 
     def fail(message: str) -> None:
         raise ValueError(message)
@@ -110,9 +114,13 @@ def parse_config(defaults: dict[str, Any], extra: list[str]) -> GRPOConfig:
         for name, value in defaults.items()
     }
     parser.set_defaults(**{**COMMAND_DEFAULTS, **as_flags})
+    for action in parser._actions:
+        if action.type is string_to_bool and action.nargs is None:
+            action.nargs, action.const = "?", True  # as other switches: the name alone turns it on
     args, rest = parser.parse_args_into_dataclasses(extra, return_remaining_strings=True)
     if rest:
         name = rest[0].lstrip("-").partition("=")[0].replace("-", "_")
+        explain_absent(ABSENT_CONFIG, {name: rest[0]}, "sec-grpo train")
         raise ValueError(
             f"unknown argument {rest[0]!r}{suggestion(name, [*RUN_KEYS, *GRPOConfig.names()])}"
         )
@@ -145,6 +153,7 @@ def parse_yaml(source: str, text: str) -> Any:
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write what the run was started with, so that it can be repeated or resumed."""
-    given = {name: value for name, value in settings.items() if value is not None}
+    # An argument of GRPOConfig may have been set to None, where that is not its default.
+    given = {k: v for k, v in settings.items() if v is not None or k not in RUN_KEYS}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(given, sort_keys=False))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
-from sec_grpo.trainer.config_checks import LOSS_TYPES, check_choice, check_ranges
+from sec_grpo.trainer.config_checks import LOSS_TYPES, check_choice, check_ranges, check_types
 from sec_grpo.trainer.estimators import DEFAULT_SCALES
 from sec_grpo.trainer.trl_names import accepts_trl_arguments
 
@@ -343,6 +343,7 @@ class GRPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         check_choice("advantage_estimator", self.advantage_estimator, tuple(DEFAULT_SCALES))
         self.scale_rewards = self._scale()
+        check_types(self, GRPOConfig.__annotations__)
         check_ranges(self)
         self._follow_the_device()
         # The data loader is only a clock: setting it forward costs nothing and keeps the epoch.

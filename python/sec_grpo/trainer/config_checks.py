@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 from sec_grpo.trainer.estimators import GROUP_RELATIVE
 
@@ -12,6 +13,32 @@ if TYPE_CHECKING:
     from sec_grpo.trainer.config import GRPOConfig
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+
+
+# Declared type -> what a value must be an instance of, and what that is called.
+_TYPES: dict[str, tuple[Any, str]] = {
+    "bool": (bool, "True or False"),
+    "float": (Real, "a number"),
+    "int": (Integral, "an integer"),
+    "str": (str, "a string"),
+}
+
+
+def check_types(config: GRPOConfig, declared: Mapping[str, Any]) -> None:
+    """ValueError for a value of another type than is declared; a dataclass takes anything."""
+    for name, type_name in declared.items():
+        kind, _, rest = str(type_name).partition(" | ")
+        value = getattr(config, name)
+        if kind not in _TYPES or rest not in ("", "None") or (value is None and rest):
+            continue
+        wanted, described = _TYPES[kind]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+            unset = " or None" if rest else ""
+            raise ValueError(f"{name} must be {described}{unset}, got {value!r}")
+    weights = config.reward_weights
+    is_list = isinstance(weights, (list, tuple))
+    if weights is not None and not (is_list and all(isinstance(w, Real) for w in weights)):
+        raise ValueError(f"reward_weights must be a list of numbers or None, got {weights!r}")
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -57,10 +84,8 @@ def _check_batches(config: GRPOConfig) -> None:
     if config.max_steps == 0:
         raise ValueError("max_steps must be at least 1, or -1 to train for num_train_epochs, got 0")
     refills = config.dynamic_sampling_refills
-    if isinstance(refills, bool) or not isinstance(refills, int) or refills < 0:
-        raise ValueError(
-            f"dynamic_sampling_refills must be an integer of at least 0, got {refills!r}"
-        )
+    if refills < 0:
+        raise ValueError(f"dynamic_sampling_refills must be at least 0, got {refills}")
     if config.auto_find_batch_size:
         raise ValueError(
             "auto_find_batch_size must be False: a generation batch is laid out for one batch "
