@@ -295,3 +295,9 @@ def test_a_million_rows_take_seconds() -> None:
     curriculum = Curriculum.from_dataset(dataset, ["level", "kind"])
     assert time.perf_counter() - started < 5.0
     assert curriculum.arms == tuple((i, str(i % 3)) for i in range(7))
+
+
+def test_a_column_of_nothing_is_missing_and_not_unknown() -> None:
+    for rows in ([{"a": None}] * 3, {"a": [None] * 3}, pandas.DataFrame({"a": [None] * 3})):
+        with pytest.raises(ValueError, match="row 0: column 'a' is missing; drop the rows"):
+            Curriculum.from_dataset(rows, "a")

@@ -200,7 +200,8 @@ def _list_reader(rows: Sequence[Any]) -> _Reader:
         parts = name.split(".")
         found = [row[name] if name in row else _follow(row, parts) for row in iterate()]
         if found and all(value is None for value in found):
-            raise _no_column(name, names())
+            if not any(name in row for row in iterate()):
+                raise _no_column(name, names())
         return _factorize(found, title)
 
     return read, names, iterate
