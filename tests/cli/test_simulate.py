@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from typer.testing import CliRunner
 
 from sec_grpo.cli import app
 from sec_grpo.cli.simulate import methods_of, scenarios_of
+from sec_grpo.simulation import default_methods
+
+module = sys.modules["sec_grpo.cli.simulate"]  # the package has the function under its name
 
 SMALL = ["--seeds", "2", "--steps", "4", "--batch_size", "8", "--processes", "1"]
 
@@ -35,6 +39,18 @@ def test_it_writes_plots_and_numbers(tmp_path: Path) -> None:
     assert [one["scenario"] for one in summary["scenarios"]] == ["base", "noise"]
     # Random is always there, since the others are compared with it.
     assert list(summary["scenarios"][0]["methods"]) == ["random", "sec", "dump"]
+
+
+def test_every_default_can_be_chosen_by_the_name_in_the_table() -> None:
+    names = [method.name for method in default_methods()]
+    assert [method.name for method in methods_of(",".join(names))] == names
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_runs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_run", lambda *_: pytest.fail("it ran first"))
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(app, ["simulate", "--output_dir", str(tmp_path / "file" / "out")])
+    assert isinstance(result.exception, NotADirectoryError)
 
 
 def test_own_strategies_by_path() -> None:

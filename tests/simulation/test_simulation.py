@@ -119,9 +119,9 @@ def test_allocation_is_that_of_the_schedule() -> None:
 @pytest.fixture(scope="module")
 def compared() -> dict[str, dict]:
     """Summaries over 8 paired seeds; the intervals below are far from 0 for every one of them."""
-    chosen = ("random", "ordered", "reverse", "sec", "sec, tau 0.2", "dump", "learnability", "tscl")
+    chosen = ("random", "ordered", "reverse", "sec", "sec tau=0.2", "dump", "learnability", "tscl")
     methods = [method for method in default_methods() if method.name in chosen]
-    methods += [method for method in default_methods() if method.name == "raw |A|, tau 0.2"]
+    methods += [method for method in default_methods() if method.name == "raw |A| tau=0.2"]
     found = simulate(methods, list(SCENARIOS.values()), Protocol(seeds=8), processes=2)
     return {one.scenario.name: summarise(one) for one in found}
 
@@ -141,15 +141,15 @@ def test_the_weak_base_reproduces_the_order_of_the_paper(compared: dict[str, dic
         low, high = gain(base, name)
         assert sign * (low + high) / 2 > high - low, name
     assert base["methods"]["reverse"]["held_out"] < 0.01
-    assert base["methods"]["sec, tau 0.2"]["held_out"] > base["methods"]["sec"]["held_out"]
-    for name in ("sec", "sec, tau 0.2", "dump"):
+    assert base["methods"]["sec tau=0.2"]["held_out"] > base["methods"]["sec"]["held_out"]
+    for name in ("sec", "sec tau=0.2", "dump"):
         row = base["methods"][name]
         assert row["level_last"] > row["level_first"] + 0.03, name
     assert base["best_static"]["held_out"] > base["methods"]["random"]["held_out"]
 
 
 def test_the_gap_shrinks_on_a_strong_base(compared: dict[str, dict]) -> None:
-    for name in ("sec", "sec, tau 0.2", "dump"):
+    for name in ("sec", "sec tau=0.2", "dump"):
         assert 0 < gain(compared["strong"], name)[1] < gain(compared["base"], name)[0], name
 
 
@@ -160,11 +160,11 @@ def test_arms_that_fool_a_signal(compared: dict[str, dict]) -> None:
     # A coin flip has the largest |A| there is: SEC and DUMP pour prompts into it, TSCL does not.
     assert share("noise", "random") == pytest.approx(0.2, abs=0.01)
     assert share("noise", "tscl") < 0.27
-    assert 0.27 < share("noise", "sec") < share("noise", "sec, tau 0.2")
+    assert 0.27 < share("noise", "sec") < share("noise", "sec tau=0.2")
     assert share("noise", "dump") > 0.6
     # A format reward fools |A| divided by its standard deviation, not |A| itself nor success.
-    assert share("unsolvable", "sec, tau 0.2") > 0.6
-    assert share("unsolvable", "raw |A|, tau 0.2") < 0.2
+    assert share("unsolvable", "sec tau=0.2") > 0.6
+    assert share("unsolvable", "raw |A| tau=0.2") < 0.2
     assert share("unsolvable", "learnability") < 0.15
 
 

@@ -17,7 +17,7 @@ from rich.progress import Progress
 if TYPE_CHECKING:
     from sec_grpo.simulation import Comparison, Method, Protocol, Scenario
 
-_LEVEL_LINES = ("random", "ordered", "reverse", "sec", "sec, tau 0.2", "dump", "adarft")
+_LEVEL_LINES = ("random", "ordered", "reverse", "sec", "sec tau=0.2", "dump", "adarft")
 
 
 def simulate(
@@ -57,7 +57,9 @@ def simulate(
     started = time.perf_counter()
     protocol = Protocol(seeds, steps, batch_size, num_generations, first_seed=seed)
     methods, scenarios = methods_of(strategies), scenarios_of(scenario)
-    workers = processes or len(os.sched_getaffinity(0))
+    workers = len(os.sched_getaffinity(0)) if processes is None else processes
+    # A folder that cannot be written to is said now, not when the runs are done.
+    output_dir.mkdir(parents=True, exist_ok=True)
     comparisons = _run(methods, scenarios, protocol, workers, console)
     paths, caveat = write_results(comparisons, output_dir, console)
     console.print(caveat, style="yellow", highlight=False)

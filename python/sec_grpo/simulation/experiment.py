@@ -93,9 +93,9 @@ def default_methods() -> list[Method]:
     named = {"static_weights", "composed"}
     methods = [Method(name, name) for name in strategy_names() if name not in named]
     methods += [
-        Method("sec, tau 0.2", "sec", {"temperature": 0.2}),
+        Method("sec tau=0.2", "sec", {"temperature": 0.2}),
         Method(
-            "raw |A|, tau 0.2",
+            "raw |A| tau=0.2",
             "composed",
             {"signal": "abs_deviation", "allocator": {"name": "softmax", "temperature": 0.2}},
         ),
