@@ -199,9 +199,9 @@ def _list_reader(rows: Sequence[Any]) -> _Reader:
     def read(name: str, title: str) -> tuple[list[Any], NDArray[np.int64]]:
         parts = name.split(".")
         found = [row[name] if name in row else _follow(row, parts) for row in iterate()]
-        if found and all(value is None for value in found):
-            if not any(name in row for row in iterate()):
-                raise _no_column(name, names())
+        nothing = bool(found) and all(value is None for value in found)
+        if nothing and not any(name in row for row in iterate()):
+            raise _no_column(name, names())
         return _factorize(found, title)
 
     return read, names, iterate
