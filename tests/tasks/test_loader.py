@@ -291,6 +291,12 @@ def test_a_cut_off_parquet_file_is_named(tmp_path, kept):
             "question,x\na,b\n",
             r"a\.csv: no column 'prompt'\. Columns: question, x\. Rename",
         ),
+        (
+            "a.jsonl",
+            '{"prompt": "x"}\n{"prompt": "\\ud800"}\n',
+            r"a\.jsonl: .*row 1, column 'prompt' .*surrogates not allowed",
+        ),
+        ("a.csv", "prompt,x,x\na,b,c\n", r"a\.csv: several columns are named 'x'"),
         ("a.txt", "x", r"a\.txt: the name must end in \.parquet, \.json"),
     ],
 )

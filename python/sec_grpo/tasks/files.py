@@ -50,6 +50,9 @@ def read_file(path: Path) -> datasets.Dataset:
             f"{path}: not a readable {path.suffix[1:]} file ({first_line(error)}). "
             "It may be cut off: compare its size with the original and copy it again."
         ) from error
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: several columns are named {twice[0]!r}. Rename the others.")
     return datasets.Dataset(datasets.table.InMemoryTable(table))
 
 
@@ -149,14 +152,22 @@ def _table(path: Path, start: int, rows: list[dict[str, Any]]) -> pyarrow.Table:
         values = [row.get(name) for row in rows]
         try:
             columns[name] = pyarrow.array(values)
-        except (pyarrow.ArrowException, TypeError, OverflowError) as error:
+        except _misfits() as error:
             number = start + _first_misfit(values)
             raise ValueError(
                 f"{path}: the rows do not fit one table: row {number}, column {name!r} "
                 f"({first_line(error)}). A column must hold one type in all rows; integers of more "
-                "than 64 bits must be written as text."
+                "than 64 bits must be written as text, and text must be whole Unicode."
             ) from error
     return pyarrow.table(columns)
+
+
+def _misfits() -> tuple[type[Exception], ...]:
+    """What Arrow raises for values that make no column."""
+    import pyarrow
+
+    # The last for half of a surrogate pair, which JSON can write and UTF-8 cannot.
+    return (pyarrow.ArrowException, TypeError, OverflowError, UnicodeEncodeError)
 
 
 def _first_misfit(values: list[Any]) -> int:
@@ -176,6 +187,6 @@ def _fits(values: Iterable[Any]) -> bool:
 
     try:
         pyarrow.array(values)
-    except (pyarrow.ArrowException, TypeError, OverflowError):
+    except _misfits():
         return False
     return True
