@@ -90,10 +90,12 @@ def test_a_level_outside_the_range_is_refused(level, shown):
 def test_other_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"'half' must be one of 1, 2, 5\. Got 3"):
         HalfTask().generate(3, 1, seed=0)
-    with pytest.raises(ValueError, match=r"n must be at least 1\. Got 0"):
-        HalfTask().generate(1, 0, seed=0)
-    with pytest.raises(ValueError, match="at least one level"):
-        HalfTask().dataset(1, seed=0, levels=[])
+    for n in (0, 2.5, "2", True):
+        with pytest.raises(ValueError, match=rf"n must be an integer of at least 1\. Got {n!r}"):
+            HalfTask().generate(1, n, seed=0)
+    for levels in ([], 1, "15"):
+        with pytest.raises(ValueError, match="levels must be a list of at least one level"):
+            HalfTask().dataset(1, seed=0, levels=levels)
 
 
 def test_reward_follows_the_verdict():

@@ -115,7 +115,7 @@ def test_errors_are_named(module):
         task.generate(3, 1, seed=0)
     with pytest.raises(ValueError, match="of level 2: ArithmeticError: no root"):
         task.generate(2, 30, seed=0, workers=2)
-    with pytest.raises(ValueError, match="workers must be at least 1. Got 0"):
+    with pytest.raises(ValueError, match="workers must be an integer of at least 1. Got 0"):
         task.generate(1, 1, seed=0, workers=0)
 
 

@@ -158,10 +158,9 @@ class Task(ABC):
                 are in `exclude`.
         """
         self._check_level(level)
-        if n < 1:
-            raise ValueError(f"n must be at least 1. Got {n}.")
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers must be at least 1. Got {workers}.")
+        for name, count in (("n", n), ("workers", 1 if workers is None else workers)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be an integer of at least 1. Got {count!r}.")
         excluded = {self.key(row) for row in exclude if row.get("difficulty", level) == level}
         label = f"{self.name}, level {level}"
         rows: list[Row] = []
@@ -223,10 +222,11 @@ class Task(ABC):
             cache: keep the rows of a task with a `version` in the cache folder of `datasets`, and
                 take them from there the next time.
         """
-        chosen = self.levels if levels is None else tuple(levels)
-        if not chosen:
+        chosen = self.levels if levels is None else levels
+        if not isinstance(chosen, Sequence) or isinstance(chosen, str) or not chosen:
             raise ValueError(
-                f"levels must name at least one level of task {self.name!r}. Got none."
+                f"levels must be a list of at least one level of task {self.name!r}. "
+                f"Got {levels!r}."
             )
         import datasets
 
