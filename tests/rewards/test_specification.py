@@ -3,6 +3,7 @@
 import datasets
 import pytest
 
+from sec_grpo import tasks
 from sec_grpo.rewards import WeightedReward, reward_from, rewards_for
 from sec_grpo.tasks import TaskReward
 
@@ -90,8 +91,29 @@ def test_the_rewards_of_rows_and_of_words():
     assert training[0](None, answers, **columns) == [1.0, None]
     assert training[1](None, answers, **columns) == [None, 0.1]
     assert evaluation[1](None, answers, **columns) == [None, 0.0]
+    # What is left of a mixed data set, whose truths are JSON.
+    mixed = tasks.mix([several.select([0]), several.select([1])])
+    (only,), _ = rewards_for(mixed.select([1]))
+    assert only(None, ["\\boxed{1}"], task=["zebra"], ground_truth_json=['"1"']) == [0.0]
+    assert only(None, ["\\boxed{Al}"], task=["zebra"], ground_truth_json=['"al"']) == [1.0]
     with pytest.raises(ValueError, match="--reward is missing and the data names no task"):
         rewards_for(rows.remove_columns("task"))
+
+
+def test_a_limit_holds_for_a_task_that_is_not_slow(tmp_path):
+    (tmp_path / "eternal.py").write_text(
+        "import time\nfrom sec_grpo.tasks.sort import SortTask\nclass Eternal(SortTask):\n"
+        "    name = 'eternal'\n    def verify(self, text, truth):\n"
+        "        if text == 'wait': time.sleep(60)\n        return super().verify(text, truth)\n"
+    )
+    reward = reward_from({"name": f"{tmp_path}/eternal.py:Eternal", "time_limit": 0.5})
+    assert reward(None, ["wait", "ab", "ba"], ground_truth=["ab"] * 3) == [0.0, 1.0, 0.0]
+    reward.close()
+    for limit in ({"time_limit": 1.0}, {"memory_limit": 1 << 20}):
+        with pytest.raises(ValueError, match="hold in worker processes only.*Got workers=0"):
+            reward_from({"name": "sort", "workers": 0, **limit})
+    with pytest.raises(ValueError, match="reward 'sort' with .*'time_limit': 'short'"):
+        reward_from({"name": "sort", "time_limit": "short"})
 
 
 def test_a_task_of_a_file(tmp_path):

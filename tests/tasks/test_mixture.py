@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import datasets
 import pytest
@@ -24,6 +25,12 @@ def test_mixed_rows_keep_their_truth_and_their_task() -> None:
     assert mixed["difficulty"] == [3, 3, 10, 10, 20, 20]
     truths = [json.loads(text) for text in mixed["ground_truth_json"]]
     assert truths == [*countdown["ground_truth"], *arc["ground_truth"]]
+
+
+def test_mixed_rows_mix_again() -> None:
+    countdown, arc = rows_of("countdown", [3]), rows_of("arc_1d", [10, 20])
+    zebra = rows_of("zebra", [3])
+    assert mix([mix([countdown, arc]), zebra]).to_list() == mix([countdown, arc, zebra]).to_list()
 
 
 def test_one_task_alone_keeps_plain_truths() -> None:
@@ -101,6 +108,13 @@ def test_sources_that_do_not_fit() -> None:
         mix([])
     with pytest.raises(ValueError, match="text in some and chat messages in others"):
         mix([rows_of("sort", [4]), rows_of("countdown", [3])])
+    texts = rows_of("arc_1d", [10]).map(lambda row: {"difficulty": "short"})
+    with pytest.raises(ValueError, match="agree on the column 'difficulty', which is text in some"):
+        mix([rows_of("countdown", [3]), texts])
+    exact = rows_of("arc_1d", [10]).remove_columns("ground_truth")
+    exact = exact.add_column("ground_truth", [Decimal("1.5")] * 2)
+    with pytest.raises(ValueError, match=r"must be what JSON can hold. Got Decimal\('1.5'\)"):
+        mix([rows_of("countdown", [3]), exact])
     bare = rows_of("arc_1d", [10]).remove_columns("difficulty")
     with pytest.raises(ValueError, match="all have a column 'difficulty', or none"):
         mix([rows_of("countdown", [3]), bare])

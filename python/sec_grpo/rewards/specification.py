@@ -71,7 +71,7 @@ def rewards_for(rows: Any, spec: Any = None) -> tuple[Any, Any]:
         found = {name: tasks.get(name) for name in tasks_of(rows)}
     except ValueError as error:
         raise ValueError(f"--reward is missing and the data names no task: {error}") from error
-    if len(found) == 1:
+    if len(found) == 1 and "ground_truth_json" not in rows.column_names:
         (task,) = found.values()
         return task.reward, task.accuracy
     return (

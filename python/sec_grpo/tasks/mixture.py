@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import datasets
 
 
+# The columns that hold truths.
+_TRUTHS = ("ground_truth_json", "ground_truth")
+
+
 def mix(sources: Sequence[datasets.Dataset]) -> datasets.Dataset:
     """One data set of the rows of several, in order.
 
@@ -23,7 +27,8 @@ def mix(sources: Sequence[datasets.Dataset]) -> datasets.Dataset:
 
     Raises:
         ValueError: no source, a source without ground truth or whose task is unknown, prompts that
-            are text in one source and chat messages in another, or a difficulty in some only.
+            are text in one source and chat messages in another, a difficulty in some only or of
+            several kinds, or a truth that JSON cannot hold.
     """
     import datasets
 
@@ -37,13 +42,13 @@ def mix(sources: Sequence[datasets.Dataset]) -> datasets.Dataset:
         )
     rows = []
     for number, source in enumerate(sources):
-        if "ground_truth" not in source.column_names:
+        if not set(_TRUTHS) & set(source.column_names):
             raise ValueError(f"source {number} has no column 'ground_truth'")
         for row in source:
             task = task_of(row)
             mixed = {
                 "prompt": row["prompt"],
-                "ground_truth": _without_none(row["ground_truth"]),
+                "ground_truth": truth_of(row),
                 "task": task,
                 "type": row.get("type") or task,
             }
@@ -55,10 +60,26 @@ def mix(sources: Sequence[datasets.Dataset]) -> datasets.Dataset:
             "sources must agree on prompts: text in some and chat messages in others do not mix; "
             "use tasks of one kind"
         )
+    for column in ("difficulty", "type"):
+        kinds = {isinstance(row.get(column), str) for row in rows if row.get(column) is not None}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"sources must agree on the column {column!r}, which is text in some and a number "
+                "in others: write it as text everywhere"
+            )
     if len({row["task"] for row in rows}) > 1:
         for row in rows:
-            row["ground_truth_json"] = json.dumps(row.pop("ground_truth"))
+            row["ground_truth_json"] = _as_json(row.pop("ground_truth"))
     return datasets.Dataset.from_list(rows)
+
+
+def _as_json(truth: Any) -> str:
+    try:
+        return json.dumps(truth)
+    except TypeError as error:
+        raise ValueError(
+            f"a truth of a mixed data set must be what JSON can hold. Got {truth!r:.80}."
+        ) from error
 
 
 def truth_of(row: Mapping[str, Any]) -> Any:
@@ -78,10 +99,6 @@ def _without_none(truth: Any) -> Any:
     if isinstance(truth, Mapping):
         return {name: value for name, value in truth.items() if value is not None}
     return truth
-
-
-# The columns that hold truths.
-_TRUTHS = ("ground_truth_json", "ground_truth")
 
 
 class OneOfSeveral:

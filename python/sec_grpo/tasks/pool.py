@@ -193,7 +193,7 @@ def pool_for(task: Task, *, time_limit: float, memory_limit: int) -> VerifierPoo
     A task from elsewhere might need what the processes of the shared pool refuse, or disturb them.
     """
     usual = (time_limit, memory_limit) == (TIME_LIMIT, MEMORY_LIMIT)
-    if usual and type(task).__module__.startswith("sec_grpo."):
+    if task.slow and usual and type(task).__module__.startswith("sec_grpo."):
         return SharedPool(task)
     return VerifierPool(task, default_workers(), time_limit=time_limit, memory_limit=memory_limit)
 

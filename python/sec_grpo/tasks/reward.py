@@ -34,14 +34,16 @@ class TaskReward:
         name: becomes `__name__`, under which trainers log the reward.
         partial: pay a score between 0 and 1 in proportion; False: as a wrong answer. None: as the
             task's `partial` says.
-        workers: processes that verify; 0: this one. None: 0, or for a task that says `slow` as
-            many as `sec_grpo.tasks.pool.default_workers` allows. See `VerifierPool` there.
-        time_limit: seconds of one answer in a worker.
-        memory_limit: bytes that one answer may take in a worker.
+        workers: processes that verify; 0: this one. None: 0, or for a task that says `slow` or with
+            a limit as many as `sec_grpo.tasks.pool.default_workers` allows. See `VerifierPool`
+            there.
+        time_limit: seconds of one answer in a worker; None: 1.
+        memory_limit: bytes that one answer may take in a worker; None: 1 GiB.
         progress: show a bar on stderr while workers take more than a second for a batch.
 
     Raises:
-        ValueError: the rewards are not as above, or `workers` or a limit is out of range.
+        ValueError: the rewards are not as above, `workers` or a limit is out of range, or there is
+            a limit but no worker.
         TypeError: with `workers`, the task cannot be pickled.
     """
 
@@ -55,8 +57,8 @@ class TaskReward:
         *,
         partial: bool | None = None,
         workers: int | None = None,
-        time_limit: float = TIME_LIMIT,
-        memory_limit: int = MEMORY_LIMIT,
+        time_limit: float | None = None,
+        memory_limit: int | None = None,
         progress: bool = False,
     ) -> None:
         ordered = malformed <= well_formed <= correct
@@ -74,11 +76,19 @@ class TaskReward:
         self._progress = progress
         self._warned = False
         self._pool: VerifierPool | SharedPool | None = None
-        if workers is None and task.slow:
-            self._pool = pool_for(task, time_limit=time_limit, memory_limit=memory_limit)
+        limited = (time_limit, memory_limit) != (None, None)
+        limits: dict[str, Any] = {
+            "time_limit": TIME_LIMIT if time_limit is None else time_limit,
+            "memory_limit": MEMORY_LIMIT if memory_limit is None else memory_limit,
+        }
+        if workers is None and (task.slow or limited):
+            self._pool = pool_for(task, **limits)
         elif workers:
-            self._pool = VerifierPool(
-                task, workers, time_limit=time_limit, memory_limit=memory_limit
+            self._pool = VerifierPool(task, workers, **limits)
+        elif limited:
+            raise ValueError(
+                "time_limit and memory_limit hold in worker processes only: leave workers out or "
+                f"raise it. Got workers={workers}."
             )
 
     def __call__(
