@@ -129,11 +129,17 @@ def test_independent_features_are_bound_to_factored() -> None:
     curriculum = Curriculum.from_dataset(
         ROWS, ["level", "info.kind"], strategy=SEC(temperature=0.2), arms="independent"
     )
-    assert curriculum.strategy == Factored(SEC(temperature=0.2), ((1, 2, 3, 10), ("a", "b")))
+    assert curriculum.strategy == Factored(SEC(temperature=0.2))
     assert [table["labels"] for table in curriculum.strategy.feature_tables()] == [
         (1, 2, 3, 10),
         ("a", "b"),
     ]
+    # Bins are in the order of their numbers, not of their text.
+    rows = {"length": [-3, 100, -7, 1], "kind": list("abab")}
+    cut = {"length": [-10, -5, 0, 200]}
+    binned = Curriculum.from_dataset(rows, ["length", "kind"], arms="independent", bins=cut)
+    order = ("-10..-5", "-5..0", "0..200")
+    assert binned.strategy.feature_tables()[0]["labels"] == order
     single = Curriculum.from_dataset(ROWS, "level", arms="independent")
     assert single.strategy == SEC()
 

@@ -217,6 +217,23 @@ def test_a_feature_with_a_new_label_in_the_middle_resumes() -> None:
     assert rebuilt.to_bytes() == whole.to_bytes()
 
 
+def test_features_in_an_order_of_ones_own_grow_and_resume() -> None:
+    first, more = [("b", 1), ("a", 1), ("b", 2)] * 4, [("c", 2), ("a", 2)]
+
+    def grown() -> Curriculum:
+        curriculum = Curriculum(first, Factored(SEC(), [("b", "a"), (2, 1)]), seed=1)
+        curriculum.add(more)
+        return curriculum
+
+    whole, again = grown(), grown()
+    whole.observe([0, 1, 12], advantages=[[0.9], [0.2], [0.5]])
+    for curriculum in (again, whole):
+        curriculum.load_bytes(whole.to_bytes())
+    assert whole.strategy.feature_tables()[0]["labels"] == ("b", "a", "c")
+    assert again.to_bytes() == whole.to_bytes()
+    assert again.draw(50).tolist() == whole.draw(50).tolist()
+
+
 @pytest.mark.parametrize(
     "strategy", [Floor(SEC(), 0.05), Factored(SEC()), Floor(Factored(SEC()), 0.1)]
 )

@@ -117,7 +117,11 @@ class Curriculum:
             raise ValueError(f'arms must be "joint" or "independent", got {arms!r}')
         found = read_categories(dataset, features, bins)
         if arms == "independent" and found.features:
-            strategy = Factored(SEC() if strategy is None else strategy, found.features)
+            # Sorted labels are left to be sorted: a state is then that of any data set with them.
+            is_sorted = all(arms_and_codes(labels, None)[0] == labels for labels in found.features)
+            strategy = Factored(
+                SEC() if strategy is None else strategy, None if is_sorted else found.features
+            )
         return cls(found.coded, strategy, seed)
 
     def __repr__(self) -> str:

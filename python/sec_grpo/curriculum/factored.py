@@ -144,6 +144,9 @@ class Factored(Strategy):
         object.__setattr__(grown, "_arms", arms)
         object.__setattr__(grown, "_sizes", sizes)
         object.__setattr__(grown, "_factors", factors)
+        if self.labels is not None:
+            # What a state is loaded into is bound anew, over the labels that there are by then.
+            object.__setattr__(grown, "labels", tuple(factor.labels for factor in factors))
         return grown
 
     def on_grow(self, step: int) -> NDArray[np.float64]:
