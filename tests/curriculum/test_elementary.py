@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sec_grpo.curriculum import _elementary as elementary
+from sec_grpo.curriculum.estimators import Gaussian
 
 
 def test_close_to_the_math_module() -> None:
@@ -41,3 +42,17 @@ def test_bits() -> None:
     # As in csrc/tests/test_elementary.cpp: every processor gives these.
     assert float(elementary.exp(1.0)).hex() == "0x1.5bf0a8b145769p+1"
     assert float(elementary.log(10.0)).hex() == "0x1.26bb1bbb55516p+1"
+
+
+def test_squares_are_products() -> None:
+    # pow(x, 2) of glibc is not x * x for these, and for some of them only without FMA.
+    for x in (0.0397, 0.0588, 0.1176, 0.8329):
+        memory: dict[str, np.ndarray] = {}
+        belief = Gaussian(drift=x, noise=x, spread=x)
+        belief.start(memory, 2, 0.0)
+        assert memory["variance"].tolist() == [x * x] * 2
+        belief.update(memory, np.array([1]), np.array([1.0]), 1)
+        variance = x * x + x * x
+        gain = variance / (variance + x * x / 1)
+        assert memory["estimate"].tolist() == [0.0, gain]
+        assert memory["variance"].tolist() == [variance, variance * (1.0 - gain)]

@@ -58,7 +58,7 @@ class E2HGaussian(Strategy):
         present = np.flatnonzero(self.sizes)
         count = len(present)
         centre = float(power(min(step / self.steps, 1.0), self.beta)) * (count - 1)
-        exponent = -((np.arange(count) - centre) ** 2) / (2.0 * self.sigma**2)
+        exponent = -((np.arange(count) - centre) ** 2) / (2.0 * (self.sigma * self.sigma))
         gaussian = exp(exponent - exponent.max())
         p = np.zeros(len(self.sizes))
         # One arm alone: the floor formula gives it all.

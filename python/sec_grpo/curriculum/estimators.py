@@ -160,6 +160,11 @@ class DiscountedBeta:
         return np.sqrt(a * b / (a + b + 1.0)) / (a + b)
 
 
+def _square(value: float) -> float:
+    """value^2, rounded once: value**2 is the C library's pow, which differs between processors."""
+    return value * value
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """A Gaussian belief about a mean that drifts: a Kalman filter of one number an arm.
@@ -188,13 +193,13 @@ class Gaussian:
 
     def start(self, memory: Memory, num_arms: int, prior: float) -> None:
         memory["estimate"] = np.full(num_arms, prior)
-        memory["variance"] = np.full(num_arms, self.spread**2)
+        memory["variance"] = np.full(num_arms, _square(self.spread))
 
     def update(self, memory: Memory, arms: Arms, values: Values, num_rollouts: int) -> None:
         distinct, means, counts = arm_means(arms, values)
         estimate, variance = memory["estimate"], memory["variance"]
-        variance += self.drift**2
-        gain = variance[distinct] / (variance[distinct] + self.noise**2 / counts)
+        variance += _square(self.drift)
+        gain = variance[distinct] / (variance[distinct] + _square(self.noise) / counts)
         estimate[distinct] += gain * (means - estimate[distinct])
         variance[distinct] *= 1.0 - gain
 
