@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from sec_grpo import SEC, Random
@@ -182,9 +183,10 @@ def test_kill_in_a_deletion_leaves_whole_checkpoints(make_trainer, tmp_path, mon
     assert sorted((tmp_path / "run").glob("checkpoint-*")) == sorted(found)
 
 
-def test_best_checkpoint_is_kept_and_loaded(make_trainer, tmp_path):
+def make_best_trainer(make_trainer, **options):
+    """Four steps, of which the second is evaluated best."""
     scores = iter([1.0, 5.0, 2.0, 3.0])
-    trainer = make_trainer(
+    return make_trainer(
         max_steps=4,
         eval_dataset=ROWS[:2],
         eval_reward_funcs=lambda completions, **_: (
@@ -194,11 +196,31 @@ def test_best_checkpoint_is_kept_and_loaded(make_trainer, tmp_path):
         eval_steps=1,
         save_strategy="steps",
         save_steps=1,
-        save_total_limit=1,
         metric_for_best_model="reward",
         greater_is_better=True,
         load_best_model_at_end=True,
+        **options,
     )
+
+
+def test_a_run_killed_after_its_last_save_ends_with_the_best_model(make_trainer):
+    first = make_best_trainer(make_trainer)
+    first.train()
+    again = make_best_trainer(make_trainer)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    best, last = (load_file(c / "model.safetensors") for c in checkpoints_of(first, 2, 4))
+    norm = "model.norm.weight"
+    assert not torch.equal(best[norm], last[norm])
+    assert torch.equal(again.model.model.norm.weight, best[norm])
+
+
+def checkpoints_of(trainer, *steps):
+    return [Path(trainer.args.output_dir) / f"checkpoint-{step}" for step in steps]
+
+
+def test_best_checkpoint_is_kept_and_loaded(make_trainer, tmp_path):
+    trainer = make_best_trainer(make_trainer, save_total_limit=1)
     snapshots = {}
 
     from transformers import TrainerCallback

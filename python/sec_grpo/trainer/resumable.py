@@ -94,6 +94,11 @@ class ResumableTrainer(Trainer):
             if step >= self.total_steps():
                 # Trainer would take one more step before it looked.
                 self._load_from_checkpoint(str(path))
+                if (
+                    self.args.load_best_model_at_end
+                    and self.state.best_model_checkpoint is not None
+                ):
+                    self._load_best_model()
                 logger.warning("%s is the end of the run already: nothing to train", path)
                 return TrainOutput(step, 0.0, {})
         self.before_training(path, step)
