@@ -168,7 +168,7 @@ def observe(args: Any, groups: list[list[Any]], data_source: Any) -> None:
         data_source: a `CurriculumDataSource`, or its `get_samples`, which is what slime passes.
 
     Raises:
-        ValueError: the data source has no curriculum.
+        ValueError: the data source has no curriculum, or a sample does not say which row it is.
     """
     source = getattr(data_source, "__self__", data_source)
     curriculum = getattr(source, "curriculum", None)
@@ -182,7 +182,7 @@ def observe(args: Any, groups: list[list[Any]], data_source: Any) -> None:
         for entry in group:
             sample = entry[-1] if isinstance(entry, list) else entry
             if sample.reward is not None:
-                keys.append((number, sample.metadata[_ROW]))
+                keys.append((number, _row_of(sample)))
                 rewards.append(float(sample.get_reward_value(args)))
     if not keys:
         return
@@ -214,6 +214,16 @@ def _numbered(sample: Any, row: int) -> Any:
     numbered = copy.copy(sample)
     numbered.metadata = {**(sample.metadata or {}), _ROW: row}
     return numbered
+
+
+def _row_of(sample: Any) -> int:
+    row = (sample.metadata or {}).get(_ROW)
+    if row is None:
+        raise ValueError(
+            f"a sample has lost metadata[{_ROW!r}], by which the curriculum knows its row; a custom "
+            "generate function must keep the metadata of the sample it was given"
+        )
+    return int(row)
 
 
 def _path(folder: str, rollout_id: int | None) -> Path:

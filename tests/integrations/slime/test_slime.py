@@ -187,6 +187,11 @@ def test_what_does_not_fit_is_refused_with_the_way_out(slime, make, tmp_path) ->
             make(**options)
     with pytest.raises(ValueError, match="give --data-source-path"):
         slime.observe(source.args, [], SimpleNamespace())
+    groups = source.get_samples(1)
+    answer(groups, 0)
+    groups[0][2].metadata = {"turns": 3}
+    with pytest.raises(ValueError, match="must keep the metadata"):
+        slime.observe(source.args, groups, source)
 
 
 def test_without_slime_the_import_says_where_it_is() -> None:
