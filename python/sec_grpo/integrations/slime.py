@@ -220,8 +220,8 @@ def _row_of(sample: Any) -> int:
     row = (sample.metadata or {}).get(_ROW)
     if row is None:
         raise ValueError(
-            f"a sample has lost metadata[{_ROW!r}], by which the curriculum knows its row; a custom "
-            "generate function must keep the metadata of the sample it was given"
+            f"a sample has lost metadata[{_ROW!r}], by which the curriculum knows its row; a "
+            "custom generate function must keep the metadata of the sample it was given"
         )
     return int(row)
 
