@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 from transformers import TrainerCallback
 
@@ -23,6 +24,16 @@ def constant(value):
         return value(completions) if callable(value) else value
 
     return reward
+
+
+class Unreadable:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index:
+            raise OSError("no such disk")
+        return GOOD
 
 
 DATASET = {
@@ -48,6 +59,15 @@ DATASET = {
     ),
     "no role": (rows(prompt=[{"content": "a"}]), "row 2: every message .* 'role'"),
     "reserved column": ([{**GOOD, "completions": 1}], "must not have a column 'completions'"),
+    "data frame": (
+        pd.DataFrame([GOOD]),
+        r"train_dataset must be a list of rows .* a data frame into a .* \(from_pandas\)",
+    ),
+    "surrogate": (
+        rows(prompt="a\ud800"),
+        "row 2: column 'prompt' must be text, .*surrogates",
+    ),
+    "unreadable row": (Unreadable(), "train_dataset row 1 cannot be read: OSError: no such disk"),
     "long prompt": (rows(prompt="a" * 59), "row 2: the prompt's 59 tokens .* 64 positions"),
 }
 
@@ -83,6 +103,21 @@ def test_evaluation_data_set(refused, name):
     dataset, match = DATASET[name]
     match = match.replace("train_dataset", "eval_dataset").replace(" must be a list of rows", "")
     refused(ValueError, match, eval_dataset=dataset)
+
+
+@pytest.mark.parametrize(
+    ("category", "match"),
+    [
+        (
+            lambda row: 1 / (row["difficulty"] - 5),
+            "row 2: the category function raised ZeroDivi.*row",
+        ),
+        (3, "category must be a column's name, .* got 3"),
+        ([], r"category must be a column's name, .* got \[\]"),
+    ],
+)
+def test_category(refused, category, match):
+    refused(ValueError, match, train_dataset=rows(difficulty=5), category=category)
 
 
 REWARDS = {

@@ -50,6 +50,13 @@ def test_function_and_none(rows):
         PromptDataset(rows, lambda row: None if row["answer"] == 2 else 0)
 
 
+def test_labels_of_a_data_set_of_tensors():
+    datasets = pytest.importorskip("datasets")
+    formatted = datasets.Dataset.from_list(ROWS).with_format("torch")
+    assert PromptDataset(formatted, "difficulty").categories == [2, 1, 2]
+    assert PromptDataset(formatted, lambda row: row["difficulty"]).categories == [2, 1, 2]
+
+
 def test_digest_is_that_of_the_prompts():
     datasets = pytest.importorskip("datasets")
     digest = PromptDataset(ROWS).digest

@@ -45,11 +45,12 @@ class PromptDataset:
         if dataset is None:
             raise ValueError(f"{argument} is missing: pass a data set with a 'prompt' column")
         random_access = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-        if not random_access or isinstance(dataset, (Mapping, str)):
+        if not random_access or hasattr(dataset, "iloc") or isinstance(dataset, (Mapping, str)):
             raise ValueError(
                 f"{argument} must be a list of rows or a datasets.Dataset, got "
                 f"{type(dataset).__name__}: a curriculum draws prompts by index. Turn a streaming "
-                "data set into a list first, and choose one split of several"
+                "data set into a list first, a data frame into a datasets.Dataset (from_pandas), "
+                "and choose one split of several"
             )
         if len(dataset) == 0:
             raise ValueError(f"{argument} is empty: there is no prompt to train on")
@@ -74,7 +75,7 @@ class PromptDataset:
 
     def row(self, index: int) -> dict[str, Any]:
         """The row's columns."""
-        return dict(self._dataset[int(index)])
+        return dict(_row(self._dataset, int(index), self._argument))
 
     def require_column(self, name: str | None, setting: str) -> None:
         """ValueError unless there is a column of that name; None passes."""
@@ -92,7 +93,13 @@ class PromptDataset:
             self._check_prompt(i, prompt)
             messages = prompt if is_chat(prompt) else [{"role": "", "content": prompt}]
             parts = [part for m in messages for part in (m["role"], m["content"])]
-            encoded = [str(part).encode("utf-8", "surrogatepass") for part in parts]
+            try:
+                encoded = [str(part).encode() for part in parts]
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"{self._argument} row {i}: column 'prompt' must be text, got {prompt!r:.200} "
+                    f"({error.reason})"
+                ) from error
             lengths.append(sum(map(len, encoded)))
             digest.update(b"\x1f".join(encoded) + b"\x1e")
         return lengths, digest.hexdigest()[:16]
@@ -117,10 +124,10 @@ class PromptDataset:
         if category is None:
             return ["all"] * len(self)
         if callable(category):
-            labels = [category(self.row(i)) for i in range(len(self))]
+            labels = [self._label(category, i) for i in range(len(self))]
             name = "category function"
         else:
-            names = [category] if isinstance(category, str) else list(category)
+            names = [category] if isinstance(category, str) else list(_names(category))
             for column in names:
                 if column not in columns:
                     raise ValueError(
@@ -131,6 +138,7 @@ class PromptDataset:
             values = [_column(self._dataset, column, self._argument) for column in names]
             labels = values[0] if isinstance(category, str) else list(zip(*values, strict=True))
             name = f"column {category!r}"
+        labels = [_number(label) for label in labels]
         for i, label in enumerate(labels):
             parts = label if isinstance(label, tuple) else (label,)
             if any(p is None or (isinstance(p, float) and math.isnan(p)) for p in parts):
@@ -143,6 +151,16 @@ class PromptDataset:
                     "string, or a tuple of them"
                 )
         return labels
+
+    def _label(self, category: Callable[[Mapping[str, Any]], object], index: int) -> object:
+        row = self.row(index)
+        try:
+            return category(row)
+        except Exception as error:
+            raise ValueError(
+                f"{self._argument} row {index}: the category function raised "
+                f"{type(error).__name__}: {error}; the row is {row!r:.200}"
+            ) from error
 
 
 def used_category(category: Category, dataset: Any, *, has_strategy: bool) -> Category:
@@ -206,6 +224,32 @@ def tokenize_prompt(
     return list(ids)
 
 
+def _number(label: Any) -> object:
+    """The number in an array without axes, which is what a data set with format "torch" has."""
+    return label.item() if getattr(label, "shape", None) == () else label
+
+
+def _names(category: Any) -> Sequence[str]:
+    """Several columns, checked."""
+    is_list = isinstance(category, (list, tuple)) and len(category) > 0
+    if not is_list or not all(isinstance(column, str) for column in category):
+        raise ValueError(
+            "category must be a column's name, a list of names, a function of the row, or None, "
+            f"got {category!r}"
+        )
+    names: Sequence[str] = category
+    return names
+
+
+def _row(dataset: Any, index: int, argument: str) -> Any:
+    try:
+        return dataset[index]
+    except Exception as error:
+        raise ValueError(
+            f"{argument} row {index} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _columns(dataset: Any, argument: str) -> list[str]:
     """The columns of a data set; rows of a list may lack some, whose value is then None."""
     names = getattr(dataset, "column_names", None)
@@ -213,7 +257,7 @@ def _columns(dataset: Any, argument: str) -> list[str]:
         return list(names)
     columns: dict[str, None] = {}
     for i in range(len(dataset)):
-        row = dataset[i]
+        row = _row(dataset, i, argument)
         if not isinstance(row, Mapping):
             raise ValueError(f"{argument} row {i} must be a dict, got {type(row).__name__}")
         columns.update(dict.fromkeys(map(str, row)))
@@ -225,7 +269,7 @@ def _column(dataset: Any, name: str, argument: str) -> list[Any]:
         return list(dataset[name])
     values = []
     for i in range(len(dataset)):
-        row = dataset[i]
+        row = _row(dataset, i, argument)
         if name not in row:
             raise ValueError(
                 f"{argument} row {i} has no column {name!r}; it has {', '.join(map(str, row))}"
