@@ -154,7 +154,7 @@ class DistributedCurriculum:
         part: Any = None
         try:
             part = _part(indices, advantages, rewards)
-        except (TypeError, ValueError, IndexError) as error:
+        except Exception as error:  # raised below, once no process waits for this one
             failure = error
         parts = self._gather((None if failure is None else str(failure), part))
         if failure is not None:
@@ -213,7 +213,7 @@ class DistributedCurriculum:
         failure: Exception | None = None
         try:
             self._curriculum.load_state_dict(states[0])
-        except ValueError as error:
+        except Exception as error:  # as in observe
             failure = error
         refused = self._gather(None if failure is None else str(failure))
         if failure is not None:

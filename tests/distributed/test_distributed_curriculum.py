@@ -132,8 +132,10 @@ def test_feedback_refused_on_one_process_is_refused_on_all(pair) -> None:
         assert one["errors"][number] == two["errors"][number]
         assert one["errors"][number].startswith(start)
     assert "same G on every process, got shapes (3, 3), (4, 2)" in one["errors"][3]
+    assert one["errors"][4] == "ValueError: process 1 passed feedback that is refused: device lost"
+    assert two["errors"][4] == "RuntimeError: device lost"
     for seen in (one, two):
-        assert "must be given by every process or by none" in seen["errors"][4]
+        assert "must be given by every process or by none" in seen["errors"][5]
         assert seen["unchanged"]
     assert one["values"] == two["values"]
 

@@ -115,6 +115,14 @@ def refused_feedback(folder):
     errors.append(error_of(shared.observe, local, advantages=good * (np.nan if RANK else 1.0)))
     errors.append(error_of(shared.observe, local + 1000 * RANK, advantages=good))
     errors.append(error_of(shared.observe, local, advantages=good[:, : 3 - RANK]))
+
+    class Lost:
+        """An array whose device is gone."""
+
+        def __array__(self, *args, **kwargs):
+            raise RuntimeError("device lost")
+
+    errors.append(error_of(shared.observe, local, advantages=Lost() if RANK else good))
     optional = {"advantages": good} if RANK else {"rewards": good}
     errors.append(error_of(shared.observe, local, **optional))
     unchanged = shared.state_dict() == before
