@@ -219,7 +219,9 @@ def test_a_killed_evaluation_loses_no_batch(tmp_path: Path, monkeypatch) -> None
         (("tiny", "--data", "sort", "--dtype", "int8"), "--dtype must be one of auto, float32"),
         (("tiny", "--data", "nowhere.parquet"), "nowhere.parquet"),
         (("tiny", "--data", "sort", "--reward", "chess"), "unknown task 'chess'"),
-        (("tiny", "--data", "sort", "--limit", "0"), "must be at least 1"),
+        (("tiny", "--data", "sort", "--limit", "0"), "--limit must be at least 1"),
+        (("tiny", "--data", ""), "data must be a file"),
+        (("tiny", "--data", "README.jsonl"), "no file 'README.jsonl'"),
         (
             ("tiny", "--data", "sort", "--held_out", "18,19"),
             "--held_out must name levels of the data, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20; got '19'",

@@ -149,7 +149,7 @@ def test_tasks_of_the_rows(model) -> None:
     assert evaluate(*model, answered, category="task", max_completion_length=2).mean(["sort"]) == 0
     with pytest.raises(ValueError, match="row 3: ground_truth of task 'countdown'"):
         evaluate(*model, [*rows[:3], {**rows[3], "ground_truth": {"numbers": "1"}}], category=None)
-    with pytest.raises(ValueError, match="no registered task verifies 'chess'"):
+    with pytest.raises(ValueError, match="needed .--reward.: no registered task verifies 'chess'"):
         evaluate(*model, [{"prompt": "a", "task": "chess", "ground_truth": "x"}], category=None)
 
 

@@ -119,7 +119,7 @@ def evaluate(
     }
     rows = load_rows(data, seed, evaluation=True)
     if limit is not None:
-        rows = limit_per_category(rows, options["category"], limit)
+        rows = limit_per_category(rows, options["category"], limit, "--limit")
     judge = judge_of(reward)
     apart = None if held_out is None else held_out_labels(held_out, rows, options["category"])
     quiet_libraries()

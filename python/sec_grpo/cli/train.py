@@ -203,12 +203,12 @@ def category_of(value: str | list[str] | None) -> str | list[str] | None:
     return value
 
 
-def limit_per_category(rows: Any, category: Any, limit: int) -> Any:
+def limit_per_category(rows: Any, category: Any, limit: int, option: str = "--eval_limit") -> Any:
     """The first `limit` rows of every category."""
     from sec_grpo.trainer.prompts import PromptDataset
 
     if limit < 1:
-        raise ValueError(f"--eval_limit must be at least 1, got {limit}")
+        raise ValueError(f"{option} must be at least 1, got {limit}")
     counts: dict[object, int] = {}
     kept = []
     for i, label in enumerate(PromptDataset(rows, category, argument="eval_data").categories):

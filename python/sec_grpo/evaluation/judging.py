@@ -49,7 +49,10 @@ def judge_of(judge: Any, rows: Sequence[Row]) -> Judge:
     Raises ValueError: the rows name no task, or a truth is at fault (the message names its row).
     """
     if judge is None:
-        names = dict.fromkeys(task_of(row) for row in rows)
+        try:
+            names = dict.fromkeys(task_of(row) for row in rows)
+        except ValueError as error:
+            raise ValueError(f"a judge is needed (--reward): {error}") from error
         return TaskJudge({name: TaskReward(get_task(name)) for name in names}, rows)
     if isinstance(judge, Task):
         judge = TaskReward(judge)

@@ -44,7 +44,7 @@ def load_rows(source: Any, seed: int = 0, *, evaluation: bool = False) -> datase
         return mix([load_rows(part, seed, evaluation=evaluation) for part in source])
     options = dict(source) if isinstance(source, Mapping) else {"name": source}
     name = options.pop("name", None)
-    if not isinstance(name, (str, Path)):
+    if not isinstance(name, (str, Path)) or not str(name).strip():
         raise ValueError(
             "data must be a file, a data set's or a task's name, a mapping with a 'name', or a "
             f"list of those. Got {source!r:.200}."

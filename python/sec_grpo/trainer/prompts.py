@@ -133,7 +133,7 @@ class PromptDataset:
                     raise ValueError(
                         f"{self._argument} has no column {column!r} for category={category!r}; "
                         f"its columns are {', '.join(columns)}. Name one of them, or pass "
-                        "category=None to train without arms"
+                        "category=None (--category none) for no arms"
                     )
             values = [_column(self._dataset, column, self._argument) for column in names]
             labels = values[0] if isinstance(category, str) else list(zip(*values, strict=True))
