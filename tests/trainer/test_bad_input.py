@@ -240,6 +240,14 @@ CONFIG = {
         {"generation_kwargs": {"temprature": 2.0}},
         "generation_kwargs must hold arguments of transformers.GenerationConfig, got temprature",
     ),
+    "beams": (
+        {"generation_kwargs": {"num_beams": 2}},
+        "generation_kwargs must not hold num_beams: completions are sampled token by token",
+    ),
+    "empty stop string": (
+        {"generation_kwargs": {"stop_strings": ["a", ""]}},
+        r"stop_strings must be texts that are not empty, got \['a', ''\]",
+    ),
     "no room": ({"max_completion_length": 64}, "row 0: .* exceed the model's 64 positions"),
 }
 

@@ -191,8 +191,8 @@ def make_generation_config(
     """The sampling settings of rollouts; only the end tokens come from the model.
 
     Raises:
-        ValueError: generation_kwargs holds what the trainer sets or GenerationConfig does not
-            know, or truncated completions are masked where none can end.
+        ValueError: generation_kwargs do not fit, or truncated completions are masked where none
+            can end.
     """
     eos = getattr(getattr(base_model(model), "generation_config", None), "eos_token_id", None)
     if eos is None:
@@ -218,6 +218,12 @@ def make_generation_config(
         "cache_implementation": args.cache_implementation,
     }
     extra = as_dict(args.generation_kwargs)
+    _check_generation_kwargs(extra, own, args)
+    return GenerationConfig(**own, **extra)
+
+
+def _check_generation_kwargs(extra: dict[str, Any], own: dict[str, Any], args: GRPOConfig) -> None:
+    """ValueError for what the trainer sets itself, or cannot train on."""
     if clash := sorted(own.keys() & extra.keys()):
         raise ValueError(
             f"generation_kwargs must not hold {', '.join(clash)}; the trainer sets them (from "
@@ -235,12 +241,21 @@ def make_generation_config(
             f"generation_kwargs must not hold {', '.join(clash)}: the trainer takes one completion "
             "of at most max_completion_length tokens from each row of token ids"
         )
-    if extra.get("stop_strings") and args.use_transformers_continuous_batching:
+    others = ("num_beams", "num_beam_groups", "penalty_alpha", "prompt_lookup_num_tokens")
+    if clash := [name for name in others if (extra.get(name) or 1) != 1]:
+        raise ValueError(
+            f"generation_kwargs must not hold {', '.join(clash)}: completions are sampled token by "
+            "token from the policy that is trained"
+        )
+    stop = extra.get("stop_strings") or []
+    stop = [stop] if isinstance(stop, str) else stop
+    if not all(isinstance(string, str) and string for string in stop):
+        raise ValueError(f"stop_strings must be texts that are not empty, got {stop!r}")
+    if stop and args.use_transformers_continuous_batching:
         raise ValueError(
             "use_transformers_continuous_batching must be False with stop_strings, which "
             "transformers' continuous batching does not know"
         )
-    return GenerationConfig(**own, **extra)
 
 
 def refuse_unsupported_model(model: torch.nn.Module) -> None:
