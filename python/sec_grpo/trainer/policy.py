@@ -38,8 +38,8 @@ def decoder(model: nn.Module) -> Any:
     """The part of the model below the lm_head."""
     inner = base_model(model)
     found = inner.get_decoder()
-    # transformers 4.56 gives None for models whose decoder is their base model.
-    return inner.base_model if found is None else found
+    # transformers 4.56 gives None or the model itself where the base model is no `model` (GPT-2).
+    return inner.base_model if found is None or found is inner else found
 
 
 def lm_head(model: nn.Module) -> LMHead:

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("trl", reason="needs TRL: pip install 'sec-grpo[trl]'")
 
 import trl
+from transformers import GPT2Config, GPT2LMHeadModel
 from trl.trainer import utils
 
 from sec_grpo.integrations.trl import CurriculumGRPOTrainer, use_fused_loss
@@ -80,6 +81,26 @@ def test_five_steps_give_the_same_weights(make, weights, tmp_path, loss) -> None
     # Both are float32 and differ in the order of sums.
     assert relative_error(fused, own) < 1e-4
     is_close(fused_log, own_log)
+
+
+def test_with_a_model_whose_decoder_is_not_called_model(make, weights, tmp_path) -> None:
+    config = GPT2Config(
+        vocab_size=7, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=None,
+        eos_token_id=1, pad_token_id=0, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+    )  # fmt: skip
+    found = []
+    for name, enabled in (("own", False), ("fused", True)):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config)
+        with use_fused_loss(enabled):
+            # SGD: the keys' biases have gradients of rounding alone, which Adam would normalize.
+            trainer = make(tmp_path / name, kind=trl.GRPOTrainer, model=model, max_steps=2,
+                           optim="sgd", learning_rate=0.1)  # fmt: skip
+            before = weights(trainer)
+            trainer.train()
+        assert relative_error(weights(trainer), before) > 1e-4
+        found.append(weights(trainer))
+    assert relative_error(found[1], found[0]) < 1e-6
 
 
 def test_with_lora_and_accumulation(make, weights, tmp_path) -> None:
