@@ -170,6 +170,13 @@ def test_checks_of_full_scores():
     assert confirmed("sentence_reordering", "an information", {"answer": "an information"})
 
 
+@pytest.mark.parametrize("name", ["bf", "codeio"])
+def test_generators_that_print_are_silent(name, capfd):
+    task = get(f"reasoning_gym/{name}")
+    assert len(task.generate(task.levels[0], 60, seed=3)) == 60
+    assert capfd.readouterr().out == ""
+
+
 HOSTILE = {
     "a command": "__import__('os').system('touch {file}')",
     "a command in a list": "[__import__('os').system('touch {file}')]",

@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+import io
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import Any
@@ -58,6 +61,9 @@ _GO_THROUGH_SETS = (
     "ransom_note",
     "word_ladder",
 )
+# Those whose generators print to stdout, which all threads share.
+_PRINTING = ("bf", "codeio")
+_stdout = threading.Lock()
 # Not a data set of its own: a mixture, which `sec_grpo.tasks.mix` makes.
 _LEFT_OUT = ("composite",)
 
@@ -231,6 +237,19 @@ def problem(
     Returns:
         a mapping with `question`, `answer` (the reference, or None) and `metadata`.
     """
+    with _silence() if dataset in _PRINTING else nullcontext():
+        return _problem(dataset, knobs, seed, number)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with _stdout, redirect_stdout(io.StringIO()):
+        yield
+
+
+def _problem(
+    dataset: str, knobs: Mapping[str, Any], seed: str, number: int
+) -> dict[str, Any] | None:
     block, place = divmod(number, _BLOCK)
     made = _block(dataset, tagged.dumps(dict(knobs)), f"{seed}/{block}")
     try:
