@@ -302,6 +302,27 @@ def test_a_file_cut_off_anywhere_goes_on(model, tmp_path: Path) -> None:
         assert path.read_bytes() == whole
 
 
+def test_a_damaged_file_goes_on_before_the_damage(model, tmp_path: Path) -> None:
+    options = {"samples": 2, "seed": 5, "batch_size": 5}
+    result = run(model, folder=tmp_path, **options)
+    path = tmp_path / "samples.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(True)
+    for damaged in (b"\0" * 40 + b"\n", b"3\n", b"[1]\n", b'["a", [1], true'):
+        path.write_bytes(b"".join([*lines[:8], damaged, *lines[9:]]))
+        again = sampled_in(model, lambda: run(model, folder=tmp_path, **options))
+        assert again.sampled == 12 - 5
+        assert again.result.levels == result.levels
+        assert path.read_bytes() == whole
+    for other in (b"hello\n", b"3\n", b"\xff\0\n"):
+        path.write_bytes(other)
+        with pytest.raises(ValueError, match=r"samples\.jsonl is no file of samples.*overwrite"):
+            run(model, folder=tmp_path, **options)
+        assert path.read_bytes() == other
+    run(model, folder=tmp_path, overwrite=True, **options)
+    assert path.read_bytes() == whole
+
+
 def test_a_finished_evaluation_is_only_judged_anew(model, tmp_path: Path) -> None:
     run(model, folder=tmp_path)
     again = sampled_in(model, lambda: run(model, lambda **columns: [1.0] * len(columns["prompts"]),

@@ -21,11 +21,25 @@ class Sample(NamedTuple):
     finished: bool
 
 
+def _whole(lines: Sequence[bytes]) -> list[Sample]:
+    """The samples of the lines up to the first that is cut off or damaged."""
+    found: list[Sample] = []
+    for line in lines:
+        try:
+            sample = Sample(*json.loads(line))
+        except (TypeError, ValueError):
+            break
+        if not line.endswith(b"\n"):
+            break
+        found.append(sample)
+    return found
+
+
 class Journal:
     """A file of samples in the order they are made, batch by batch.
 
     Its first line holds what they depend on; the file of other settings is never continued.
-    Batches that were not written whole are made again.
+    Batches that were not written whole are made again, and those after a damaged one.
 
     Args:
         folder: where; None: nothing is kept.
@@ -74,19 +88,24 @@ class Journal:
             self._file = self._path.open("wb")
             self._append(header)
             return
-        whole = [line for line in lines[1:] if line.endswith(b"\n")]
-        if len(whole) < settings["total"]:
-            whole = whole[: len(whole) // batch_size * batch_size]
-        self.samples = [Sample(*json.loads(line)) for line in whole]
+        self.samples = _whole(lines[1:])
+        if len(self.samples) < settings["total"]:
+            del self.samples[len(self.samples) // batch_size * batch_size :]
         self._file = self._path.open("r+b")
-        self._file.truncate(len(header) + sum(map(len, whole)))
+        self._file.truncate(sum(map(len, lines[: 1 + len(self.samples)])))
         self._file.seek(0, os.SEEK_END)
 
     def _refuse_another(self, line: bytes, settings: dict[str, Any]) -> None:
         if not line.endswith(b"\n"):
             # Cut off while it was written: nothing came after it.
             return
-        found = json.loads(line)
+        try:
+            found = dict(json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._path} is no file of samples. Choose another folder, or overwrite it "
+                "(--overwrite)"
+            ) from error
         differ = sorted(
             name for name in {*settings, *found} if settings.get(name) != found.get(name)
         )
