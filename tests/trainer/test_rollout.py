@@ -12,13 +12,19 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    generation,
 )
 
+from sec_grpo.trainer import setup
 from sec_grpo.trainer.rollout import (
     Sampler,
     derive_seed,
     sample_by_continuous_batching,
     sample_completions,
+)
+
+has_continuous_batching = pytest.mark.skipif(
+    not hasattr(generation, "ContinuousBatchingConfig"), reason="transformers is too old"
 )
 
 PROMPTS = [[3, 4], [5], [6, 7, 8, 9, 10], [3, 4, 5]]
@@ -304,6 +310,7 @@ def test_stop_strings_in_training(make_trainer, tokenizer, read_events):
 # ---- Continuous batching ----------------------------------------------------------------------
 
 
+@has_continuous_batching
 def test_continuous_batching_samples_the_same_policy(make_model):
     """Greedy: token by token what generate finds, in the order of the prompts."""
     model = make_model(num_hidden_layers=2)
@@ -317,6 +324,7 @@ def test_continuous_batching_samples_the_same_policy(make_model):
     assert len({tuple(ids) for ids in got}) > 1
 
 
+@has_continuous_batching
 def test_continuous_batching_in_training(make_trainer, tmp_path):
     trainer = make_trainer(
         use_transformers_continuous_batching=True,
@@ -332,6 +340,13 @@ def test_continuous_batching_in_training(make_trainer, tmp_path):
         )
 
 
+def test_continuous_batching_of_an_older_transformers_is_refused(make_trainer, monkeypatch):
+    monkeypatch.setattr(setup, "generation", SimpleNamespace())
+    with pytest.raises(ValueError, match="continuous_batching must be False with transformers "):
+        make_trainer(use_transformers_continuous_batching=True)
+
+
+@has_continuous_batching
 def test_a_failed_request_is_an_error(make_model, monkeypatch):
     model = make_model()
     answer = SimpleNamespace(error="out of blocks", generated_tokens=[])

@@ -348,8 +348,9 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[list[Pack]], int]:
         """The packs of the next optimizer step, generating when the last rollouts are used up."""
-        for _ in range(num_batches):
-            next(epoch_iterator, None)
+        ticks = sum(1 for _ in zip(range(num_batches), epoch_iterator, strict=False))
+        if ticks == 0:
+            return [], 0  # transformers 4 goes on asking where a run is resumed amid an epoch
         self._timer.start_step()
         self.restore_random_states()
         position = self.state.global_step % self.args.updates_per_generation

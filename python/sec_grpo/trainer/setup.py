@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerBase,
+    generation,
 )
 from transformers.utils import logging
 
@@ -251,10 +253,17 @@ def _check_generation_kwargs(extra: dict[str, Any], own: dict[str, Any], args: G
     stop = [stop] if isinstance(stop, str) else stop
     if not all(isinstance(string, str) and string for string in stop):
         raise ValueError(f"stop_strings must be texts that are not empty, got {stop!r}")
-    if stop and args.use_transformers_continuous_batching:
+    if not args.use_transformers_continuous_batching:
+        return
+    if stop:
         raise ValueError(
             "use_transformers_continuous_batching must be False with stop_strings, which "
             "transformers' continuous batching does not know"
+        )
+    if not hasattr(generation, "ContinuousBatchingConfig"):
+        raise ValueError(
+            "use_transformers_continuous_batching must be False with transformers "
+            f"{transformers.__version__}, whose continuous batching cannot be configured"
         )
 
 
