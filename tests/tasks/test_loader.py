@@ -204,6 +204,8 @@ def test_csv_keeps_answers_as_text(tmp_path):
         {"prompt": "1, 2\nand 3?", "ground_truth": "007", "difficulty": 2},
         {"prompt": "3", "ground_truth": "1.50", "difficulty": 3},
     ]
+    path.write_text("prompt,ground_truth_json\na,1\nb,[2]\n")
+    assert load_dataset_file(path)["ground_truth_json"] == ["1", "[2]"]
 
 
 def test_a_saved_data_set(tmp_path):

@@ -20,7 +20,7 @@ MAPPED_BYTES = 128 << 20
 # Rows of a JSON file that are Python objects at a time.
 _ROWS_AT_ONCE = 10_000
 # Text whatever it looks like: type inference would turn the answer "007" into 7.
-_CSV_TEXT_COLUMNS = ("prompt", "ground_truth", "data_source", "type", "task")
+_CSV_TEXT_COLUMNS = ("prompt", "ground_truth", "ground_truth_json", "data_source", "type", "task")
 
 
 def read_file(path: Path) -> datasets.Dataset:
