@@ -11,13 +11,10 @@ input gives the same bits.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import custom_op
 
 # With 4 warps ptxas spills 8 bytes around the float64 square root on sm_90.
 BLOCKS = {"BLOCK_I": 32, "BLOCK_J": 32, "BLOCK_K": 16}
@@ -144,16 +141,10 @@ def _group_advantages_kernel(
                 tl.store(arm_count_ptr + k, arm_count, mask=k < num_arms)
 
 
-@custom_op(
-    "sec_grpo::group_advantages",
-    mutates_args=(),
-    schema="(Tensor rewards, Tensor group_ids, SymInt? consecutive, str scale, bool leave_one_out, "
-    "bool unbiased, float eps, Tensor? categories, SymInt num_categories) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _group_advantages(
+def group_advantages(
     rewards: Tensor,
     group_ids: Tensor,
+    *,
     consecutive: int | None,
     scale: str,
     leave_one_out: bool,
@@ -161,7 +152,11 @@ def _group_advantages(
     eps: float,
     categories: Tensor | None,
     num_categories: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Advantages (B,), dead (B,), and sum of |A| and counts (K,), of float32 `rewards` (B,).
+
+    `consecutive` is G where group_ids is arange(B) // G, else None.
+    """
     num_rollouts = rewards.numel()
     advantages = rewards.new_empty(num_rollouts, dtype=torch.float32)
     dead = rewards.new_empty(num_rollouts, dtype=torch.uint8)
@@ -195,45 +190,5 @@ def _group_advantages(
             **BLOCKS,
             num_warps=NUM_WARPS,
         )
-    return advantages, dead.view(torch.bool), arm_sum, arm_count
-
-
-@_group_advantages.register_fake
-def _(rewards: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    num_rollouts, num_categories = rewards.numel(), arguments[-1]
-    return (
-        rewards.new_empty(num_rollouts, dtype=torch.float32),
-        rewards.new_empty(num_rollouts, dtype=torch.bool),
-        rewards.new_empty(num_categories, dtype=torch.float32),
-        rewards.new_empty(num_categories, dtype=torch.int64),
-    )
-
-
-def group_advantages(
-    rewards: Tensor,
-    group_ids: Tensor,
-    *,
-    consecutive: int | None,
-    scale: str,
-    leave_one_out: bool,
-    unbiased: bool,
-    eps: float,
-    categories: Tensor | None,
-    num_categories: int,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Advantages (B,), dead (B,), and sum of |A| and counts (K,), of float32 `rewards` (B,).
-
-    `consecutive` is G where group_ids is arange(B) // G, else None.
-    """
-    advantages, dead, arm_sum, arm_count = _group_advantages(
-        rewards,
-        group_ids,
-        consecutive,
-        scale,
-        leave_one_out,
-        unbiased,
-        eps,
-        categories,
-        num_categories,
-    )
+    dead = dead.view(torch.bool)
     return advantages, dead, *((None, None) if categories is None else (arm_sum, arm_count))

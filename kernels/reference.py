@@ -154,10 +154,12 @@ def group_advantages(
     size = segment_sum(torch.ones_like(r), group, num_groups)[group]
     mean = segment_sum(r, group, num_groups)[group] / size
 
-    first = torch.zeros_like(r).index_copy(0, group, r)[group]
-    # r - first is NaN for NaN and for inf, which must show rather than pass for a dead group.
-    differs = (r - first != 0).double()
-    dead = segment_sum(differs, group, num_groups)[group] == 0
+    largest, smallest = (
+        r.new_zeros(num_groups).scatter_reduce(0, group, r, reduce, include_self=False)
+        for reduce in ("amax", "amin")
+    )
+    # The difference is NaN for NaN and for inf, which must show rather than pass for a dead group.
+    dead = (largest - smallest == 0)[group]
 
     if leave_one_out:
         centred = (r - mean) * size / (size - 1).clamp(min=1)

@@ -82,6 +82,19 @@ def test_compiles_whole_and_once_for_all_lengths():
     assert counters["unique_graphs"] == 1
 
 
+@pytest.mark.slow
+def test_advantages_compile_whole():
+    def program(rewards):
+        found = group_advantages(rewards, num_generations=2)
+        return found.advantages, found.dead
+
+    rewards = torch.tensor([1.0, 0.0, 0.5, 0.5, 0.0, 1.0])
+    for eager, found in zip(
+        program(rewards), torch.compile(program, fullgraph=True)(rewards), strict=True
+    ):
+        torch.testing.assert_close(found, eager)
+
+
 def test_gradient_checkpointing_and_accumulation_change_nothing():
     (hidden, weight, bias), targets = make()
     kwargs = {"cu_seqlens": torch.tensor([0, 3, N]), "bias": bias}

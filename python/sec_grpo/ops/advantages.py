@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sec_grpo.kernels import reference
+from sec_grpo.kernels import advantages_operator, reference
 from sec_grpo.ops import _checks
 
 
@@ -156,22 +156,7 @@ def group_advantages(
         bad = int((~torch.isfinite(flat)).nonzero()[0, 0])
         raise ValueError(f"rewards must be finite, got {flat[bad].item()} at position {bad}")
 
-    if _checks.resolve_backend(backend, flat) == "torch":
-        result = reference.group_advantages(
-            flat,
-            ids,
-            scale=scale,
-            leave_one_out=leave_one_out,
-            unbiased=unbiased,
-            eps=eps,
-            categories=arms,
-            num_categories=num_categories or 0,
-        )
-        return GroupAdvantages(*result)
-
-    from sec_grpo.kernels import group_advantages as triton_kernel
-
-    result = triton_kernel.group_advantages(
+    result = advantages_operator.group_advantages(
         flat,
         ids,
         consecutive=None if group_ids is not None else _consecutive_size(rewards, num_generations),
@@ -181,5 +166,6 @@ def group_advantages(
         eps=eps,
         categories=arms,
         num_categories=num_categories or 0,
+        backend=_checks.resolve_backend(backend, flat),
     )
     return GroupAdvantages(*result)

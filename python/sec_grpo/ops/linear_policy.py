@@ -273,8 +273,10 @@ class _Loss:
             chunk_rows=chunk_size,
             backend=self.backend,
         )
+        # Not `_replace`, nor a part of the tuple: torch.compile up to 2.8 takes neither.
         result = self.reduce(logprobs, entropy, None, None)
-        return result._replace(loss=result.loss + carrier)
+        loss = result.loss + carrier
+        return LinearPolicyLoss(loss, result.logprobs, result.entropy, result.metrics)
 
 
 def _is_fast(memory_mode: str, spec: PolicyLossSpec, filtered: bool) -> bool:

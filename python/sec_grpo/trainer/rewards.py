@@ -53,11 +53,13 @@ def as_reward_functions(reward_funcs: Any, tokenizers: Any = None) -> list[Any]:
 def _with_model(func: Any, tokenizer: Any) -> Any:
     if not isinstance(func, str) and not _is_model(func):
         return func
+    from huggingface_hub.errors import HFValidationError
+
     from sec_grpo.rewards.model import RewardModel
 
     try:
         return RewardModel(func, tokenizer)
-    except OSError as error:
+    except (OSError, HFValidationError) as error:
         raise ValueError(
             f"reward_funcs: {func!r} cannot be loaded as a reward model ({error}); for a task pass "
             "sec_grpo.rewards.reward_from(name)"
