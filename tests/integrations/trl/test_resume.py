@@ -111,11 +111,15 @@ def test_damage_and_other_curricula_are_refused(run, make, tmp_path) -> None:
     refused("cannot be read")
     shutil.rmtree(checkpoint / STATE_FILE)
     (checkpoint / STATE_FILE).write_bytes(whole)
-    (checkpoint / "sec_grpo_generation_0.pt").write_bytes(b"no archive")
-    with pytest.raises(CheckpointError, match="Remove it to sample new completions"):
-        make(tmp_path / "again", **SAVING, num_iterations=2).train(
-            resume_from_checkpoint=str(checkpoint)
-        )
+    generation = checkpoint / "sec_grpo_generation_0.pt"
+    content = generation.read_bytes()
+    damages = [b"no archive", content[:-30], content.replace(b"layout", b"l\xffyout")]
+    for damage in damages:
+        generation.write_bytes(damage)
+        with pytest.raises(CheckpointError, match="Remove it to sample new completions"):
+            make(tmp_path / "again", **SAVING, num_iterations=2).train(
+                resume_from_checkpoint=str(checkpoint)
+            )
 
 
 def test_completions_are_read_without_running_what_a_file_says(run, make, tmp_path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +85,17 @@ def load_pending(trainer: Any, checkpoint: str, curriculum: Curriculum) -> bool:
 
     accelerator = trainer.accelerator
     path = _pending_file(Path(checkpoint), accelerator.process_index)
-    pending: dict[str, Any] | None = None
+    saved: tuple[Any, int, Any] | None = None
     failure = ""
     if path.is_file():
         try:
             # By way of the CPU: torch.load takes no map_location such as cpu:0.
-            pending = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            failure = f"{path} cannot be read: {error}. Remove it to sample new completions"
-    fits = pending is not None and pending.get("layout") == _layout(trainer, curriculum)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            saved = state["layout"], state["step"], state["inputs"]
+        # Damage may raise anything, and the other processes wait to hear of it.
+        except Exception as error:
+            failure = f"{path} cannot be read: {error!r}. Remove it to sample new completions"
+    fits = saved is not None and saved[0] == _layout(trainer, curriculum)
     states = [(fits, failure)]
     if accelerator.num_processes > 1:
         states = gather_object(states)
@@ -103,9 +104,9 @@ def load_pending(trainer: Any, checkpoint: str, curriculum: Curriculum) -> bool:
             raise CheckpointError(reason)
     if not all(fit for fit, _ in states):
         return False
-    assert pending is not None
-    trainer._step = pending["step"]
-    trainer._buffered_inputs = send_to_device(pending["inputs"], accelerator.device)
+    assert saved is not None
+    _, trainer._step, inputs = saved
+    trainer._buffered_inputs = send_to_device(inputs, accelerator.device)
     return True
 
 
