@@ -72,7 +72,10 @@ def test_held_out_levels_of_several_tasks(tmp_path: Path) -> None:
     data = "[{name: countdown, n_per_level: 1}, {name: arc_1d, n_per_level: 1}]"
     words = ["tiny", "--data", data, "--category", "type,difficulty", *SMALL]
     words += ["--output_dir", tmp_path]
-    run(*words)
+    shown = run(*words)
+    # Whole, on a terminal of 80 columns.
+    assert "countdown 5 1 0.000 0.00 to 0.79" in shown
+    assert "countdown 6 (held out) 1 0.000 0.00 to 0.79" in shown
     assert summary(tmp_path)["held_out"] == ["('arc_1d', 40)", "('countdown', 6)"]
     run(*words, "--held_out", "5, 6")
     assert summary(tmp_path)["held_out"] == ["('countdown', 5)", "('countdown', 6)"]

@@ -332,7 +332,9 @@ def _table(result: EvaluationResult, held_out: list[Any], model: str) -> Table:
     for name in ("format", "ended", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)
     for level in result.levels:
-        name = f"{level.label} (held out)" if level.label in held_out else str(level.label)
+        name = " ".join(_values(level.label)) or str(level.label)
+        if level.label in held_out:
+            name += " (held out)"
         table.add_row(
             name,
             str(level.prompts),
