@@ -186,8 +186,9 @@ class Unhurried(Task):
         return problem
 
     def verify(self, text, truth):
-        if text:
-            time.sleep(1.2)
+        if truth != "x":
+            raise ValueError(f"no such truth {truth!r}")
+        time.sleep(1.2)
         return Verdict(1.0, "right", True)
 
 
@@ -197,6 +198,19 @@ def test_the_limits_of_a_tasks_reward_hold(model) -> None:
         evaluate(*model, rows, Unhurried(), max_completion_length=2)
     patient = TaskReward(Unhurried(), time_limit=60.0)
     assert evaluate(*model, rows, patient, max_completion_length=2).mean([1]) == 1.0
+
+
+def test_a_slow_task_is_not_asked_before_there_are_answers(model, monkeypatch, tmp_path) -> None:
+    rows = [{"prompt": ">", "ground_truth": "x"}] * 2
+    patient = TaskReward(Unhurried(), time_limit=60.0)
+    # Of this process alone: the others import the class.
+    monkeypatch.setattr(Unhurried, "verify", None)
+    options = {"category": None, "max_completion_length": 2}
+    assert evaluate(*model, rows, patient, **options).levels[0].accuracy == 1.0
+    rows[1] = {"prompt": ">", "ground_truth": "y"}
+    with pytest.raises(ValueError, match="unhurried_reward cannot judge row 1 .*no such truth 'y'"):
+        evaluate(*model, rows, patient, **options, folder=tmp_path)
+    assert len((tmp_path / "samples.jsonl").read_bytes().splitlines()) == 1 + 2
 
 
 def test_one_failing_answer_never_loses_the_batch(model, tmp_path: Path) -> None:
