@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from sec_grpo import GRPOConfig, GRPOTrainer
@@ -127,7 +128,15 @@ REWARDS = {
     "string": (constant(lambda c: ["good"] * len(c)), "returned 'good' for completion 0"),
     "NaN": (constant(lambda c: [math.nan] * len(c)), "returned nan for completion 0"),
     "inf": (constant(lambda c: [0.0, -math.inf, 0, 0]), "returned -inf for completion 1"),
-    "beyond float32": (constant(lambda c: [1e300] * len(c)), r"returned 1e\+300 for completion 0"),
+    "too large": (constant(lambda c: [1e30] * len(c)), r"returned 1e\+30 for .* at most 1e\+29 in"),
+    "large sum": (
+        [constant(lambda c: [9e28] * len(c)), constant(lambda c: [9e28] * len(c))],
+        r"weighted sum of the rewards of completion 0 is 1.8e\+29",
+    ),
+    "array": (
+        constant(lambda c: [torch.ones(2)] * len(c)),
+        r"returned \[1.0, 1.0\] for completion 0",
+    ),
     "huge integer": (constant(lambda c: [10**400] * len(c)), "returned 1000"),
     "nested": (constant(lambda c: [[1.0]] * len(c)), r"returned \[1.0\] for completion 0"),
     "None for all": (

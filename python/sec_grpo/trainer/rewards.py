@@ -21,8 +21,8 @@ from sec_grpo.errors import RewardError
 
 RewardFunc = Callable[..., Sequence[float | None]]
 
-# Rewards are gathered and normalised in float32.
-_LARGEST = float(np.finfo(np.float32).max)
+# Room for advantages, which the curriculum takes up to 1e30.
+_LARGEST = 1e29
 
 
 def as_reward_functions(reward_funcs: Any, tokenizers: Any = None) -> list[Any]:
@@ -152,7 +152,13 @@ class RewardFunctions:
                 f"every reward function returned None for completion {unscored[0]}: at least one "
                 "must apply to each row"
             )
-        return np.nansum(each * self._weights, axis=1), each
+        total = np.nansum(each * self._weights, axis=1)
+        if (too_large := np.flatnonzero(np.abs(total) > _LARGEST)).size:
+            raise RewardError(
+                f"the weighted sum of the rewards of completion {too_large[0]} is "
+                f"{total[too_large[0]]:g}; it must be at most {_LARGEST:g} in size"
+            )
+        return total, each
 
     def _results(self, arguments: dict[str, Any], columns: Mapping[str, Any]) -> list[Any]:
         """What each function returned, unchecked."""
@@ -253,8 +259,8 @@ class _named:
         raise RewardError(
             f"reward function {self._name!r} raised {type(error).__name__}: {error}"
             f"{_place(error)} (called with {count} completions{first} and the columns "
-            f"{', '.join(self._columns)}; a reward function must accept **kwargs for those it "
-            "does not use)"
+            f"{', '.join(self._columns) or '(none)'}; a reward function must accept **kwargs for "
+            "what it does not use)"
         ) from error
 
 
@@ -305,15 +311,16 @@ def _checked(name: str, rewards: Any, completions: list[Any]) -> np.ndarray:
         )
     out = np.empty(len(rewards))
     for i, reward in enumerate(rewards):
-        if hasattr(reward, "item"):
-            reward = reward.item()
+        if hasattr(reward, "tolist"):
+            reward = reward.tolist()
+            reward = reward[0] if isinstance(reward, list) and len(reward) == 1 else reward
         if reward is None:
             out[i] = math.nan
         elif not isinstance(reward, (int, float)) or not abs(reward) <= _LARGEST:
             raise RewardError(
-                f"reward function {name!r} returned {reward!r} for completion {i} "
-                f"({_excerpt(completions[i])}); rewards must be finite numbers (float32), or "
-                "None where the function does not apply"
+                f"reward function {name!r} returned {_excerpt(reward)} for completion {i} "
+                f"({_excerpt(completions[i])}); rewards must be finite numbers, at most "
+                f"{_LARGEST:g} in size, or None where the function does not apply"
             )
         else:
             out[i] = reward
