@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from sec_grpo import GRPOConfig, GRPOTrainer
 from sec_grpo.errors import RewardError
@@ -267,6 +267,13 @@ def test_config(refused, name):
     refused(ValueError, match, **options)
 
 
+def test_configuration_of_another_trainer(make_model, tokenizer):
+    other = TrainingArguments(output_dir="run", use_cpu=True)
+    message = "must be a sec_grpo.GRPOConfig, got transformers.training_args.TrainingArguments"
+    with pytest.raises(ValueError, match=message):
+        GRPOTrainer(make_model(), len, other, [GOOD], processing_class=tokenizer)
+
+
 def test_unknown_config_key():
     with pytest.raises(TypeError, match="num_generation"):
         GRPOConfig(output_dir="run", num_generation=4)
@@ -325,5 +332,5 @@ def test_missing_tokenizer(refused):
 def test_evaluate_without_rows(make_trainer):
     with pytest.raises(ValueError, match="evaluate needs an eval_dataset"):
         make_trainer().evaluate()
-    with pytest.raises(ValueError, match="args must be a GRPOConfig, got dict"):
+    with pytest.raises(ValueError, match="args must be a sec_grpo.GRPOConfig, got builtins.dict"):
         GRPOTrainer("model", len, {})

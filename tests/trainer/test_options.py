@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from peft import LoraConfig
 
 from sec_grpo import Curriculum, Random
+from sec_grpo.trainer import setup
 
 
 def weights(trainer):
@@ -150,13 +154,48 @@ def test_model_by_path(make_trainer, make_model, tokenizer, tmp_path):
     trainer = make_trainer(
         model=str(tmp_path / "model"),
         processing_class=None,
-        model_init_kwargs={"dtype": "float32"},
+        model_init_kwargs={"attn_implementation": "eager"},
     )
+    assert trainer.model.config._attn_implementation == "eager"
     trainer.train()
     assert trainer.state.global_step == 2
     trainer.save_model()
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, torch.bfloat16),
+        ({"model_init_kwargs": {"torch_dtype": torch.bfloat16}}, torch.bfloat16),
+    ],
+)
+def test_a_named_model_is_float32_unless_asked(
+    make_trainer, make_model, tokenizer, tmp_path, monkeypatch, options, dtype
+):
+    """As in TRL; its checkpoint's bfloat16 would lose the steps, which is warned of."""
+    warnings = []
+    monkeypatch.setattr(setup.logger, "warning", lambda text, *args: warnings.append(text % args))
+    make_model().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    make = partial(make_trainer, model=str(tmp_path / "model"), curriculum=None, **options)
+    assert make(learning_rate=1e-6).model.dtype == dtype
+    told = [text for text in warnings if "rounds a change" in text and "=1e-06" in text]
+    assert len(told) == (dtype == torch.bfloat16)
+    warnings.clear()
+    make(learning_rate=1e-3)
+    assert not warnings
+
+
+def test_an_adapter_begins_with_the_seed(make_trainer):
+    def first_weights(seed):
+        torch.seed()
+        config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+        return weights(make_trainer(peft_config=config, seed=seed))
+
+    assert torch.equal(first_weights(1), first_weights(1))
+    assert not torch.equal(first_weights(1), first_weights(2))
 
 
 def test_rows_without_categories_train_without_a_curriculum(make_trainer):

@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
+    set_seed,
 )
 from transformers.utils import logging
 
@@ -76,6 +77,7 @@ from sec_grpo.trainer.setup import (
     refuse_arguments,
     refuse_unsupported_model,
     warn_of_estimator,
+    warn_of_low_precision,
 )
 from sec_grpo.trainer.step_timer import StepTimer
 from sec_grpo.trainer.update import Pack, PolicyUpdate
@@ -156,6 +158,7 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         processing_class = load_tokenizer(
             model, processing_class, trust_remote_code=args.trust_remote_code
         )
+        set_seed(args.seed)  # for what an adapter begins with
         model = load_model(model, args, peft_config, quantization_config)
         if args.disable_dropout:
             disable_dropout(model)
@@ -182,6 +185,8 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         """Check the model, and make the parts that a step is made of."""
         args = self.args
         refuse_unsupported_model(self.model)
+        if not self.is_deepspeed_enabled:  # which keeps weights in float32 beside them
+            warn_of_low_precision(self.model, args.learning_rate)
         self.sharded = is_sharded(self)  # whether every forward is a collective of all processes
         self._model_digest = parameter_digest(self.model)
         if self._reference is not None:

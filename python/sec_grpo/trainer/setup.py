@@ -32,7 +32,9 @@ def check_arguments(args: GRPOConfig | None) -> GRPOConfig:
     """The configuration given, or the default, for one GPU a process."""
     args = args if args is not None else GRPOConfig(output_dir="grpo")
     if not isinstance(args, GRPOConfig):
-        raise ValueError(f"args must be a GRPOConfig, got {type(args).__name__}")
+        raise ValueError(
+            f"args must be a sec_grpo.GRPOConfig, got {type(args).__module__}.{type(args).__name__}"
+        )
     if args.n_gpu > 1:
         logger.warning("one process trains on one GPU; start %d with torchrun", args.n_gpu)
         args._n_gpu = 1
@@ -49,9 +51,15 @@ def refuse_arguments(given: dict[str, Any]) -> None:
 def load_model(
     model: Any, args: GRPOConfig, peft_config: Any, quantization_config: Any = None
 ) -> Any:
-    """The model given or named, with the adapter that `peft_config` describes."""
+    """The model given or named, with the adapter that `peft_config` describes.
+
+    Loaded in float32 where no dtype is asked for, as in TRL: transformers 5 takes the checkpoint's,
+    and in bfloat16 the updates of a usual learning rate are rounded away.
+    """
     if isinstance(model, str):
         options = as_dict(args.model_init_kwargs)
+        if "torch_dtype" not in options:
+            options.setdefault("dtype", "float32")
         options.setdefault("trust_remote_code", args.trust_remote_code)
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
@@ -264,6 +272,19 @@ def _check_generation_kwargs(extra: dict[str, Any], own: dict[str, Any], args: G
         raise ValueError(
             "use_transformers_continuous_batching must be False with transformers "
             f"{transformers.__version__}, whose continuous batching cannot be configured"
+        )
+
+
+def warn_of_low_precision(model: torch.nn.Module, learning_rate: float) -> None:
+    """Warn where most of the optimizer's steps would be rounded away."""
+    low = any(p.requires_grad and p.dtype == torch.bfloat16 for p in model.parameters())
+    # A step of AdamW is about the learning rate, half a unit of a weight of 0.02 about 4e-5.
+    if low and learning_rate < 3e-5:
+        logger.warning(
+            "the weights that are trained are bfloat16, which rounds a change of less than 0.2%% "
+            "away: with learning_rate=%g that is most of what a step does. Load the model with "
+            "dtype='float32'; bf16=True computes in bfloat16 all the same",
+            learning_rate,
         )
 
 

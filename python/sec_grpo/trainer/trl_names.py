@@ -36,8 +36,8 @@ ABSENT_CONFIG: dict[str, Absent] = {
     ),
     "cast_lm_head_to_fp32": Absent(
         False,
-        "the fused head accumulates and keeps logits in float32 whatever its weight's dtype; for a "
-        "float32 weight load the model with model_init_kwargs={'dtype': 'float32'} and bf16=True",
+        "the fused head accumulates and keeps logits in float32 whatever its weight's dtype, which "
+        "is float32 unless model_init_kwargs asks for another",
     ),
     "shuffle_dataset": Absent(
         True,
