@@ -162,6 +162,15 @@ def test_floor_of_schedules_and_empty_arms() -> None:
     assert curriculum.probabilities() == pytest.approx([0.1, 0.0, 0.9])
 
 
+def test_a_floor_costs_a_draw_nothing_when_the_strategy_waits_for_feedback() -> None:
+    floored = Curriculum(CATEGORIES, Floor(SEC(), 0.04)).strategy
+    assert floored.before_draw(0) is None
+    assert floored.after_draw(1) is None
+    scheduled = Curriculum(CATEGORIES, get_strategy("ordered", steps=8, floor=0.04)).strategy
+    assert scheduled.after_draw(1) is None
+    assert np.exp(scheduled.after_draw(2)) == pytest.approx([0.04, 0.88, 0.04, 0.04])
+
+
 def test_floor_limits() -> None:
     assert Curriculum([0, 1, 2], Floor(SEC(), 1 / 3)).probabilities() == pytest.approx([1 / 3] * 3)
     with pytest.raises(ValueError, match="floor must be at most 1 / 3 with 3 arms .*, got 0.4"):

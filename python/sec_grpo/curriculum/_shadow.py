@@ -41,13 +41,13 @@ class Shadow:
         """What the strategy holds of the arms."""
         return self._strategy.values()
 
-    def before_draw(self, step: int) -> None:
-        """Forward the hook."""
-        self._assign(self._strategy.before_draw(step))
+    def before_draw(self, step: int) -> bool:
+        """Forward the hook; whether it returned log-weights."""
+        return self._assign(self._strategy.before_draw(step))
 
-    def after_draw(self, step: int) -> None:
-        """Forward the hook."""
-        self._assign(self._strategy.after_draw(step))
+    def after_draw(self, step: int) -> bool:
+        """Forward the hook; whether it returned log-weights."""
+        return self._assign(self._strategy.after_draw(step))
 
     def grown(self, arms: tuple[Label, ...], sizes: NDArray[np.int64], step: int) -> Shadow:
         """The same with more arms or more prompts; this one stays as it is."""
@@ -92,9 +92,11 @@ class Shadow:
         self._strategy.load_state_dict(state["strategy"])
         self._engine.restore(parsed)
 
-    def _assign(self, weights: ArrayLike | None) -> None:
-        if weights is not None:
-            self._engine.assign(np.ascontiguousarray(weights, dtype=np.float64))
+    def _assign(self, weights: ArrayLike | None) -> bool:
+        if weights is None:
+            return False
+        self._engine.assign(np.ascontiguousarray(weights, dtype=np.float64))
+        return True
 
 
 def _stand_ins(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], _core.Engine]:

@@ -83,15 +83,13 @@ class Floor(Strategy):
         object.__setattr__(grown, "_shadow", self._shadow.grown(arms, sizes, step))
         return grown
 
-    def before_draw(self, step: int) -> NDArray[np.float64]:
+    def before_draw(self, step: int) -> NDArray[np.float64] | None:
         """Forward."""
-        self._shadow.before_draw(step)
-        return self._mixed()
+        return self._mixed() if self._shadow.before_draw(step) else None
 
-    def after_draw(self, step: int) -> NDArray[np.float64]:
+    def after_draw(self, step: int) -> NDArray[np.float64] | None:
         """Forward."""
-        self._shadow.after_draw(step)
-        return self._mixed()
+        return self._mixed() if self._shadow.after_draw(step) else None
 
     def observe(self, feedback: Feedback) -> NDArray[np.float64]:
         """Forward."""
