@@ -228,6 +228,17 @@ def test_a_batch_that_one_strategy_refuses_is_seen_by_none() -> None:
         assert curriculum.to_bytes() == state
 
 
+def test_a_refused_batch_is_taken_back_from_windows_too() -> None:
+    # Two arms in the first feature: as many as DUMP's windows have rows once both are seen.
+    curriculum = Curriculum([(1, "a"), (2, "b")], Factored([DUMP(), Fussy()]))
+    curriculum.observe([0], advantages=[[0.5]])
+    curriculum.observe([0], advantages=[[0.5]])
+    before = curriculum.to_bytes()
+    with pytest.raises(ValueError, match="not this one"):
+        curriculum.observe([0, 1], advantages=[[0.5], [0.1]])
+    assert curriculum.to_bytes() == before
+
+
 def test_labels_in_an_order_of_ones_own() -> None:
     strategy = Factored(Ordered(20), labels=((2, 1, 3), ("b", "a")))
     curriculum = Curriculum(PROMPTS, strategy)

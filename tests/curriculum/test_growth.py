@@ -14,6 +14,7 @@ from sec_grpo.curriculum import (
     Factored,
     Floor,
     Random,
+    Reverse,
     Strategy,
     get_strategy,
     strategy_names,
@@ -249,6 +250,25 @@ def test_an_arm_that_gets_its_first_prompts_resumes(strategy: Strategy) -> None:
         curriculum.observe([0, 20], advantages=[[0.1], [0.7]])
     assert rebuilt.to_bytes() == whole.to_bytes()
     assert rebuilt.draw(50).tolist() == whole.draw(50).tolist()
+
+
+@pytest.mark.parametrize("floor", [None, 0.0])
+def test_schedules_of_features_that_grew_past_their_start_resume(floor: float | None) -> None:
+    def grown() -> Curriculum:
+        strategy: Strategy = Factored(Reverse(4))
+        strategy = strategy if floor is None else Floor(strategy, floor)
+        curriculum = Curriculum([(1, "a"), (2, "b")], strategy)
+        assert [curriculum.draw(2).tolist() for _ in range(3)] == [[1, 1], [1, 1], [0, 0]]
+        # Anew it would start at (3, "b"), which no prompt has.
+        curriculum.add([(3, "a")])
+        return curriculum
+
+    whole = grown()
+    whole.draw(2)
+    restored = grown()
+    restored.load_bytes(whole.to_bytes())
+    assert restored.to_bytes() == whole.to_bytes()
+    assert restored.draw(20).tolist() == whole.draw(20).tolist() == [0] * 20
 
 
 def test_own_strategies_keep_the_arms_that_they_gave_up() -> None:

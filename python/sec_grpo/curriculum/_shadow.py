@@ -24,14 +24,23 @@ class Shadow:
         strategy: a copy of it is bound.
         arms: (K,) labels.
         sizes: (K,) int64 prompts of each arm.
+        for_state: `load` comes next.
     """
 
     def __init__(
-        self, strategy: Strategy, arms: tuple[Label, ...], sizes: NDArray[np.int64]
+        self,
+        strategy: Strategy,
+        arms: tuple[Label, ...],
+        sizes: NDArray[np.int64],
+        *,
+        for_state: bool = False,
     ) -> None:
         self._stand_in, self._engine = _stand_ins(sizes)
         self._strategy = copy.copy(strategy)
-        self._assign(self._strategy._bind(self._engine, arms, sizes))
+        if for_state:
+            self._strategy._bind_for_state(self._engine, arms, sizes)
+        else:
+            self._assign(self._strategy._bind(self._engine, arms, sizes))
 
     def probabilities(self) -> NDArray[np.float64]:
         """(K,) of the next draw."""

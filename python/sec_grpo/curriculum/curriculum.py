@@ -322,7 +322,7 @@ class Curriculum:
         with self._lock:
             parsed = self._engine.parse(bytes(state), self._identity)
             strategy = copy.copy(self._strategy)
-            strategy._bind(self._engine, self._arms, self._sizes)
+            strategy._bind_for_state(self._engine, self._arms, self._sizes)
             try:
                 strategy.load_state_dict(_codec.decode(parsed.strategy_state))
             except Exception as error:

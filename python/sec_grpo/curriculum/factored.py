@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sec_grpo import _core
 from sec_grpo.curriculum._elementary import log
 from sec_grpo.curriculum._labels import Label, added_arms, arms_and_codes
 from sec_grpo.curriculum._shadow import Shadow
@@ -132,6 +133,13 @@ class Factored(Strategy):
             for strategy, column, order in zip(strategies, columns, orders, strict=True)
         )
 
+    def _bind_for_state(
+        self, engine: _core.Engine, arms: tuple[Label, ...], sizes: NDArray[np.int64]
+    ) -> None:
+        # Without the factors, which the state makes: schedules that grew may by now have nothing
+        # in common at their start.
+        self._attach(engine, arms, sizes)
+
     def _grown(
         self, arms: tuple[Label, ...], sizes: NDArray[np.int64], num_arms_before: int, step: int
     ) -> Strategy:
@@ -210,19 +218,22 @@ class Factored(Strategy):
         object.__setattr__(self, "_factors", factors)
 
     def _forward(
-        self, factors: Sequence[_Factor], hook: Callable[[_Factor], None]
+        self, factors: Sequence[_Factor], hook: Callable[[_Factor], object]
     ) -> NDArray[np.float64] | None:
         """Call a hook of some strategies; when one raises, all are left as they were."""
         if not factors:
             return None
-        before = copy.deepcopy([factor.shadow.state() for factor in factors])
+        # The labels never change; the states may share arrays with the strategies.
+        before = [
+            {"labels": factor.labels, **copy.deepcopy(factor.shadow.state())}
+            for factor in self._factors
+        ]
         try:
             for factor in factors:
                 hook(factor)
             return self._log_weights()
         except Exception:
-            for factor, state in zip(factors, before, strict=True):
-                factor.shadow.load(state)
+            self.load_state_dict({"factors": before})
             raise
 
     def _log_weights(self) -> NDArray[np.float64]:

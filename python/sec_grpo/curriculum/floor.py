@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sec_grpo import _core
 from sec_grpo.curriculum._elementary import log
 from sec_grpo.curriculum._labels import Label
 from sec_grpo.curriculum._parameters import real_parameter
@@ -66,6 +68,11 @@ class Floor(Strategy):
 
     def on_bind(self, arms: tuple[Label, ...], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Bind the strategy inside to an engine of its own."""
+        self._check_floor(sizes)
+        object.__setattr__(self, "_shadow", Shadow(self.strategy, arms, sizes))
+        return self._mixed()
+
+    def _check_floor(self, sizes: NDArray[np.int64]) -> None:
         count = int(np.count_nonzero(sizes))
         # A floor of exactly 1 / M, written in decimals, may lie above it by a rounding.
         if self.floor * count > 1.0 + 1e-9:
@@ -73,13 +80,19 @@ class Floor(Strategy):
                 f"floor must be at most 1 / {count} with {count} arms that have prompts, got "
                 f"{self.floor}"
             )
-        object.__setattr__(self, "_shadow", Shadow(self.strategy, arms, sizes))
-        return self._mixed()
+
+    def _bind_for_state(
+        self, engine: _core.Engine, arms: tuple[Label, ...], sizes: NDArray[np.int64]
+    ) -> None:
+        self._attach(engine, arms, sizes)
+        object.__setattr__(self, "_shadow", Shadow(self.strategy, arms, sizes, for_state=True))
 
     def _grown(
         self, arms: tuple[Label, ...], sizes: NDArray[np.int64], num_arms_before: int, step: int
     ) -> Strategy:
-        grown = super()._grown(arms, sizes, num_arms_before, step)
+        self._check_floor(sizes)
+        grown = copy.copy(self)
+        grown._attach(self._engine, arms, sizes)
         object.__setattr__(grown, "_shadow", self._shadow.grown(arms, sizes, step))
         return grown
 

@@ -260,10 +260,21 @@ class Strategy:
     def _bind(
         self, engine: _core.Engine, arms: tuple[Label, ...], sizes: NDArray[np.int64]
     ) -> ArrayLike | None:
+        self._attach(engine, arms, sizes)
+        return self.on_bind(arms, sizes)
+
+    def _bind_for_state(
+        self, engine: _core.Engine, arms: tuple[Label, ...], sizes: NDArray[np.int64]
+    ) -> None:
+        """`_bind` before `load_state_dict`: the first log-weights do not matter."""
+        self._bind(engine, arms, sizes)
+
+    def _attach(
+        self, engine: _core.Engine, arms: tuple[Label, ...], sizes: NDArray[np.int64]
+    ) -> None:
         # object.__setattr__: the dataclass of a strategy may be frozen.
         object.__setattr__(self, "_engine", engine)
         object.__setattr__(self, "_arms", arms)
         object.__setattr__(self, "_sizes", sizes)
         object.__setattr__(self, "_memory", {})
         object.__setattr__(self, "_cache", {})
-        return self.on_bind(arms, sizes)
