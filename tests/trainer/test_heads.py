@@ -153,6 +153,25 @@ def test_lora_samples_from_the_adapted_policy(train, make_model):
     assert log[0]["kl"] > 1e-3  # the reference is the base model without its adapter
 
 
+def test_a_trained_adapter_is_part_of_the_reference(make_trainer, make_model):
+    """Which is a copy of the adapter; the weights below it are there once."""
+    peft = pytest.importorskip("peft")
+    config = lora(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(make_model(), config)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trainer = make_trainer(model=model, beta=0.2, learning_rate=1e-2, max_steps=3)
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert log[0]["kl"] == pytest.approx(0.0, abs=1e-7)
+    assert log[2]["kl"] > 1e-4
+    reference = dict(trainer._reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(reference[name], before[name]), name
+        assert (reference[name] is parameter) == ("lora_" not in name)
+    with pytest.raises(ValueError, match="peft_config must be unset with a model that has an ada"):
+        make_trainer(model=model, peft_config=config)
+
+
 @pytest.mark.parametrize(
     "where", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}]
 )

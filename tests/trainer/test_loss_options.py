@@ -219,7 +219,7 @@ def test_refused_settings(tmp_path, options, match):
 def test_sync_of_a_peft_reference_is_refused(make_trainer):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    with pytest.raises(ValueError, match="sync_ref_model must be False with a PEFT model"):
+    with pytest.raises(ValueError, match="sync_ref_model must be False with peft_config"):
         make_trainer(peft_config=config, beta=0.1, sync_ref_model=True)
 
 

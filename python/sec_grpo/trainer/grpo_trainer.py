@@ -162,7 +162,9 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
         model = load_model(model, args, peft_config, quantization_config)
         if args.disable_dropout:
             disable_dropout(model)
-        self._reference = reference_model(model, args.beta)
+        self._reference = reference_model(
+            model, args.beta, new_adapter=peft_config is not None, sharded=bool(args.fsdp)
+        )
         if args.advantage_estimator == "ppo":
             add_value_head(model, base_model(model).config.get_text_config().hidden_size)
         super().__init__(

@@ -43,11 +43,11 @@ def is_sharded(trainer: Trainer) -> bool:
         raise ValueError(f"torch_compile is not supported with {kind}; use DDP")
     if args.sync_ref_model:
         raise ValueError(f"sync_ref_model is not supported with {kind}; use DDP")
-    if zero3 and args.beta > 0 and not hasattr(trainer.model, "disable_adapter"):
+    if zero3 and getattr(trainer, "_reference", None) is not None:
         raise ValueError(
             "beta must be 0 with DeepSpeed ZeRO-3, which would have to shard a reference model. "
-            "Use FSDP2 (fsdp_config={'version': 2}), or a PEFT adapter, whose model is its own "
-            "reference"
+            "Use FSDP2 (fsdp_config={'version': 2}), or a new adapter (peft_config), whose model "
+            "is its own reference"
         )
     return True
 

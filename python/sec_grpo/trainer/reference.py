@@ -12,11 +12,24 @@ if TYPE_CHECKING:
     from sec_grpo.trainer.config import GRPOConfig
 
 
-def reference_model(model: torch.nn.Module, beta: float) -> torch.nn.Module | None:
-    """A frozen copy for the KL term; a PEFT model is its own reference with adapters off."""
-    if beta == 0 or hasattr(model, "disable_adapter"):
+def reference_model(
+    model: torch.nn.Module, beta: float, *, new_adapter: bool, sharded: bool
+) -> torch.nn.Module | None:
+    """A frozen copy for the KL term, or None: without one, or where the model is its own reference.
+
+    It is with a new adapter, which is turned off for it. An adapter that was trained before is part
+    of the policy that training starts from; the weights below it are then shared with the copy.
+
+    Args:
+        new_adapter: whether the model's adapter was made for this run.
+        sharded: whether each model's weights will be spread over the processes.
+    """
+    if beta == 0 or new_adapter:
         return None
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    shared = {}
+    if hasattr(model, "disable_adapter") and not sharded:
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared).eval().requires_grad_(False)
 
 
 def reference_sync(
@@ -25,8 +38,8 @@ def reference_sync(
     """The callback that `sync_ref_model` asks for; ValueError where no model can be moved."""
     if reference is None:
         raise ValueError(
-            "sync_ref_model must be False with a PEFT model, whose reference is the model without "
-            "its adapter"
+            "sync_ref_model must be False with peft_config, where the reference is the model "
+            "without its adapter"
         )
     return ReferenceSync(
         policy, reference, alpha=args.ref_model_mixup_alpha, every=args.ref_model_sync_steps

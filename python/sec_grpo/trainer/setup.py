@@ -72,6 +72,12 @@ def load_model(
     if peft_config is not None:
         from peft import get_peft_model
 
+        if hasattr(model, "peft_config"):
+            raise ValueError(
+                "peft_config must be unset with a model that has an adapter already, which is then "
+                "trained; for a new one merge the old first (merge_and_unload)"
+            )
+
         model = get_peft_model(model, peft_config)
     return model
 

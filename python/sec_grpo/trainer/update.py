@@ -281,7 +281,7 @@ class PolicyUpdate:
 
         Args:
             model: as the loss is called with.
-            reference: None for a PEFT model, which is its own reference with the adapter off.
+            reference: None where the model is its own, with the adapter off.
         """
         args = self._args
         everything = range(len(rollouts))
