@@ -114,6 +114,25 @@ def lora(folder):
     return pair("lora", peft_config=config, beta=0.1)(folder)
 
 
+def adapter(folder):
+    """An adapter that was trained before, which the reference has as well."""
+    from peft import LoraConfig, get_peft_model
+
+    plain = base.make_model
+
+    def adapted(tokenizer):
+        config = LoraConfig(
+            r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False
+        )
+        return get_peft_model(plain(tokenizer), config)
+
+    base.make_model = adapted
+    try:
+        return pair("adapter", beta=0.1)(folder)
+    finally:
+        base.make_model = plain
+
+
 def resume(folder):
     """From step 3, in the middle of a generation batch, with both kinds of checkpoint."""
     out = {}
@@ -193,6 +212,7 @@ SCENARIOS = {
     "packed": pair("packed", padding_free=True, loss_type="grpo"),
     "layer_by_layer": pair("layer", ds3_gather_for_generation=False, max_steps=2),
     "lora": lora,
+    "adapter": adapter,
     "resume": resume,
     "export": export,
     "failing": failing,

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from sec_grpo.trainer.checkpoint import verify
 
 WORKER = Path(__file__).with_name("fsdp_worker.py")
-PAIRS = ("plain", "reference", "packed", "layer_by_layer", "lora")
+PAIRS = ("plain", "reference", "packed", "layer_by_layer", "lora", "adapter")
 SCENARIOS = (*PAIRS, "resume", "export", "failing", "refused")  # refused ends the pretence
 
 pytestmark = pytest.mark.slow
