@@ -266,7 +266,7 @@ def _columns(dataset: Any, argument: str) -> list[str]:
 
 def _column(dataset: Any, name: str, argument: str) -> list[Any]:
     if hasattr(dataset, "column_names"):
-        return list(dataset[name])
+        return list(dataset[name][:])  # datasets 4 has it read row by row otherwise
     values = []
     for i in range(len(dataset)):
         row = _row(dataset, i, argument)
