@@ -236,18 +236,23 @@ def test_dead_step_has_no_gradient_and_counts(make_trainer, tokenizer, read_even
     assert trainer.curriculum.step == 2
 
 
-def test_all_completions_masked_is_a_zero_step(make_trainer, tokenizer):
+@pytest.mark.parametrize(
+    "options", [{}, {"beta": 0.1}, {"beta": 0.1, "steps_per_generation": 2, "num_iterations": 2}]
+)
+def test_all_completions_masked_is_a_zero_step(make_trainer, tokenizer, options):
     recorder = Recorder(tokenizer, graded)
     trainer = make_trainer(
         reward_funcs=recorder,
         callbacks=[recorder],
-        max_steps=1,
+        max_steps=4,
+        **options,
         max_completion_length=1,
         mask_truncated_completions=True,
         generation_kwargs={"suppress_tokens": [tokenizer.eos_token_id]},
     )
     trainer.train()
-    assert float(recorder.gradients[0].abs().max()) == 0.0
+    assert len(recorder.gradients) == 4
+    assert all(float(gradient.abs().max()) == 0.0 for gradient in recorder.gradients)
 
 
 def test_hand_advantages_are_the_trainers(oracle):

@@ -292,12 +292,23 @@ class PolicyUpdate:
             rollouts.old_logprobs = self.logprobs(model, rollouts, self.alive(rollouts, later))
         if args.beta == 0:
             return
-        alive = self.alive(rollouts, everything)
+        rows = self.alive(rollouts, everything)
+        rows += sorted(self._idle_rows(rollouts) - set(rows))
         if reference is not None:
-            rollouts.ref_logprobs = self.logprobs(reference, rollouts, alive)
+            rollouts.ref_logprobs = self.logprobs(reference, rollouts, rows)
             return
         with self._accelerator.unwrap_model(uncompiled(model)).disable_adapter():
-            rollouts.ref_logprobs = self.logprobs(model, rollouts, alive)
+            rollouts.ref_logprobs = self.logprobs(model, rollouts, rows)
+
+    def _idle_rows(self, rollouts: Rollouts) -> set[int]:
+        """The rows that updates may run for nothing, because they have no others."""
+        found = set()
+        for position in range(self._args.updates_per_generation):
+            micro_batches = self._micro_batches(position)
+            rows = [i for rows in micro_batches for i in rows]
+            if self._sharded or not self.alive(rollouts, rows):
+                found.add(self._idle_row(rollouts, micro_batches))
+        return found
 
     def logprobs(
         self, model: nn.Module, rollouts: Rollouts, rows: Sequence[int]
