@@ -62,7 +62,7 @@ def _kl(logp, ref, KL: tl.constexpr):
         log_ratio = tl.minimum(ref - logp, _MAX_LOG_RATIO, _KEEP_NAN)
         ratio = tl.exp(log_ratio)
         value = ratio - log_ratio - 1.0
-        slope = tl.where(ref - logp <= _MAX_LOG_RATIO, 1.0 - ratio, 0.0)
+        slope = tl.where(ref - logp > _MAX_LOG_RATIO, 0.0, 1.0 - ratio)
     return value, slope
 
 
@@ -75,8 +75,10 @@ def _clamp(values, low, high):
 def _clipped_objective(ratio, adv, low, high, cap):
     """min(ratio A, clip(ratio, low, high) A), at least cap A where A < 0; its slope in ratio."""
     bounded = tl.where(adv > 0, tl.minimum(ratio, high, _KEEP_NAN), _clamp(ratio, low, cap))
-    passes = tl.where(adv > 0, ratio <= high, (ratio >= low) & (ratio <= cap))
-    return bounded * adv, tl.where(passes, adv, 0.0)
+    # A NaN is not clipped: it has to show in the gradient as it does in the loss.
+    outside = (ratio < low) | (ratio > cap)
+    clipped = tl.where(adv > 0, ratio > high, outside & (adv <= 0))
+    return bounded * adv, tl.where(clipped, 0.0, adv)
 
 
 @triton.jit
@@ -228,10 +230,10 @@ def _policy_loss_kernel(
             phi_lanes += tl.where(keep, phi, 0.0)
         elif SAPO:
             objective, slope = _soft_gate(ratio, adv, temperature_pos, temperature_neg)
-            slope = tl.where(log_ratio <= _MAX_LOG_RATIO, slope * ratio, 0.0)
+            slope = tl.where(log_ratio > _MAX_LOG_RATIO, 0.0, slope * ratio)
         else:
             objective, slope = _clipped_objective(ratio, adv, low, high, cap)
-            slope = tl.where(log_ratio <= _MAX_LOG_RATIO, slope * ratio, 0.0)
+            slope = tl.where(log_ratio > _MAX_LOG_RATIO, 0.0, slope * ratio)
             low_lanes += tl.where(keep & (adv < 0) & (ratio < low), 1.0, 0.0)
             high_lanes += tl.where(keep & (adv > 0) & (ratio > high), 1.0, 0.0)
             capped_lanes += tl.where(keep & (adv < 0) & (ratio > cap), 1.0, 0.0)
@@ -251,7 +253,7 @@ def _policy_loss_kernel(
             if KL_CORRECTION:
                 kl *= ratio
                 kl_slope *= ratio
-                by_ratio = tl.where(log_ratio <= _MAX_LOG_RATIO, beta * kl, 0.0)
+                by_ratio = tl.where(log_ratio > _MAX_LOG_RATIO, 0.0, beta * kl)
                 if SEQUENCE_LEVEL:
                     shared += by_ratio
                 else:

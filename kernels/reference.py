@@ -185,13 +185,18 @@ def group_advantages(
     return advantages, dead, total, counts
 
 
+def cap_log_ratio(log_ratio: Tensor) -> Tensor:
+    """At most MAX_LOG_RATIO. Not clamp, through which the gradient of a NaN is 0."""
+    return torch.where(log_ratio > MAX_LOG_RATIO, MAX_LOG_RATIO, log_ratio)
+
+
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kl_type: str) -> Tensor:
     """Per-token estimate of KL(policy || reference), Schulman's k1, k2 or k3."""
     if kl_type == "k1":
         return logprobs - ref_logprobs
     if kl_type == "k2":
         return (logprobs - ref_logprobs) ** 2 / 2
-    log_ratio = (ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
+    log_ratio = cap_log_ratio(ref_logprobs - logprobs)
     return log_ratio.exp() - log_ratio - 1
 
 
@@ -310,7 +315,7 @@ def token_losses(logprobs: Tensor, inputs: PolicyInputs, spec: PolicyLossSpec) -
     if spec.importance_sampling_level == "sequence":
         lengths = inputs.sequence_sum(inputs.mask.to(dtype)).clamp(min=1)
         log_ratio = inputs.sequence_sum(log_ratio) / lengths
-    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+    ratio = cap_log_ratio(log_ratio).exp()
 
     low_clipped = high_clipped = capped = torch.zeros_like(inputs.mask)
     phi = None

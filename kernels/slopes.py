@@ -10,6 +10,7 @@ from sec_grpo.kernels.reference import (
     PolicyInputs,
     PolicyLossSpec,
     accumulation_dtype,
+    cap_log_ratio,
     kl_estimate,
 )
 
@@ -29,9 +30,9 @@ def token_loss_slopes(logprobs: Tensor, inputs: PolicyInputs, spec: PolicyLossSp
     adv = inputs.kept(inputs.advantages, dtype)
     old = logp if inputs.old_logprobs is None else inputs.kept(inputs.old_logprobs, dtype)
     log_ratio = logp - old
-    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+    ratio = cap_log_ratio(log_ratio).exp()
     # d ratio/d logp: past the cap of the log-ratio there is none.
-    ratio_slope = torch.where(log_ratio <= MAX_LOG_RATIO, ratio, 0.0)
+    ratio_slope = torch.where(log_ratio > MAX_LOG_RATIO, 0.0, ratio)
 
     if spec.loss_type == "cispo":
         slope = ratio.clamp(max=spec.epsilon_high) * adv
@@ -42,9 +43,10 @@ def token_loss_slopes(logprobs: Tensor, inputs: PolicyInputs, spec: PolicyLossSp
         slope = 4 * gate * (1 - gate) * adv * ratio_slope
     else:
         cap = torch.inf if spec.negative_cap is None else spec.negative_cap
-        within = (ratio >= 1 - spec.epsilon_low) & (ratio <= cap)
-        passes = torch.where(adv > 0, ratio <= 1 + spec.epsilon_high, within)
-        slope = torch.where(passes, adv * ratio_slope, 0.0)
+        outside = (ratio < 1 - spec.epsilon_low) | (ratio > cap)
+        # A NaN is not clipped: it has to show in the gradient as it does in the loss.
+        clipped = torch.where(adv > 0, ratio > 1 + spec.epsilon_high, outside & (adv <= 0))
+        slope = torch.where(clipped, 0.0, adv * ratio_slope)
     if inputs.policy_weights is not None:
         slope = slope * inputs.kept(inputs.policy_weights, dtype)
     slope = -slope
@@ -63,5 +65,4 @@ def _kl_slope(logp: Tensor, ref: Tensor, kl_type: str) -> Tensor:
     if kl_type == "k2":
         return logp - ref
     log_ratio = ref - logp
-    inside = log_ratio <= MAX_LOG_RATIO
-    return torch.where(inside, 1 - log_ratio.clamp(max=MAX_LOG_RATIO).exp(), 0.0)
+    return torch.where(log_ratio > MAX_LOG_RATIO, 0.0, 1 - cap_log_ratio(log_ratio).exp())

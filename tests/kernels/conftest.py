@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from sec_grpo.ops import linear_policy_loss
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_triton_*.py"]
 
@@ -180,3 +182,35 @@ def packed_case():
         "advantages": np.array([0.9, 2.0, -1.1, -0.7]),
         "token_advantages": generator.normal(0, 1, num_tokens),
     }
+
+
+@pytest.fixture
+def rows_of_nan_gradient():
+    """Rows of hidden with a NaN in their gradient after a NaN in one of the loss's inputs."""
+
+    def find(name, loss_type, memory_mode, backend, device):
+        generator = torch.Generator().manual_seed(0)
+        values = {
+            "advantages": torch.tensor([1.0, -0.5]),
+            # Far apart, so that most ratios are clipped.
+            "old_logprobs": -4 * torch.rand(12, generator=generator),
+            "ref_logprobs": -torch.rand(12, generator=generator),
+        }
+        values[name][1 if name == "advantages" else 8] = torch.nan
+        hidden = torch.randn(12, 5, generator=generator).to(device).requires_grad_()
+        loss = linear_policy_loss(
+            hidden,
+            torch.randn(11, 5, generator=generator).to(device),
+            torch.randint(11, (12,), generator=generator).to(device),
+            cu_seqlens=torch.tensor([0, 6, 12], device=device),
+            loss_type=loss_type,
+            beta=0.1,
+            memory_mode=memory_mode,
+            backend=backend,
+            **{key: value.to(device) for key, value in values.items()},
+        ).loss
+        loss.backward()
+        assert loss.isnan()
+        return hidden.grad.isnan().any(1).nonzero()[:, 0].tolist()
+
+    return find

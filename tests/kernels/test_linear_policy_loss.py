@@ -366,3 +366,15 @@ def test_errors_name_the_argument(kwargs, error, message):
     call.update(advantages=ADVANTAGES, cu_seqlens=CU_SEQLENS)
     with pytest.raises(error, match=message):
         linear_policy_loss(**{**call, **kwargs})
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "cispo", "sapo"])
+@pytest.mark.parametrize("memory_mode", ["fast", "low"])
+def test_nan_of_the_loss_shows_in_its_gradient(loss_type, memory_mode, rows_of_nan_gradient):
+    for name, rows in {
+        "advantages": [6, 7, 8, 9, 10, 11],
+        "old_logprobs": [8],
+        "ref_logprobs": [8],
+    }.items():
+        found = rows_of_nan_gradient(name, loss_type, memory_mode, "torch", "cpu")
+        assert found == rows, name

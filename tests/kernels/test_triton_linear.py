@@ -403,3 +403,17 @@ def test_slices_fit_the_cache_and_fill_the_processors(monkeypatch):
     # Never less than a block, nor much more than the vocabulary.
     assert linear_triton.slice_columns(10**6, 151936, 132) == 1024
     assert linear_triton.slice_columns(128, 507, 132) == 512
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "cispo", "sapo"])
+@pytest.mark.parametrize("memory_mode", ["fast", "low"])
+def test_nan_of_the_loss_shows_in_its_gradient(
+    loss_type, memory_mode, rows_of_nan_gradient, triton_device
+):
+    for name, rows in {
+        "advantages": [6, 7, 8, 9, 10, 11],
+        "old_logprobs": [8],
+        "ref_logprobs": [8],
+    }.items():
+        found = rows_of_nan_gradient(name, loss_type, memory_mode, "triton", triton_device)
+        assert found == rows, name
