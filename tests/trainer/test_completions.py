@@ -252,7 +252,9 @@ def test_trackers_get_the_table(tmp_path, monkeypatch):
     CompletionLog(tmp_path, num_to_print=0, report_to=["tensorboard"]).show()
 
 
-@pytest.mark.parametrize("value", [-1, -math.inf])
-def test_refused_settings(make_trainer, value):
-    with pytest.raises(ValueError, match="num_completions_to_print must be 0 or above"):
+@pytest.mark.parametrize(
+    ("value", "expected"), [(-1, "0 or above, or None"), (-math.inf, "an integer or None")]
+)
+def test_refused_settings(make_trainer, value, expected):
+    with pytest.raises(ValueError, match=f"num_completions_to_print must be {expected}"):
         make_trainer(num_completions_to_print=value)
