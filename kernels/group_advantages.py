@@ -144,7 +144,6 @@ def _group_advantages_kernel(
 def group_advantages(
     rewards: Tensor,
     group_ids: Tensor,
-    *,
     consecutive: int | None,
     scale: str,
     leave_one_out: bool,
@@ -152,11 +151,8 @@ def group_advantages(
     eps: float,
     categories: Tensor | None,
     num_categories: int,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Advantages (B,), dead (B,), and sum of |A| and counts (K,), of float32 `rewards` (B,).
-
-    `consecutive` is G where group_ids is arange(B) // G, else None.
-    """
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `advantages_operator.group_advantages` returns."""
     num_rollouts = rewards.numel()
     advantages = rewards.new_empty(num_rollouts, dtype=torch.float32)
     dead = rewards.new_empty(num_rollouts, dtype=torch.uint8)
@@ -190,5 +186,4 @@ def group_advantages(
             **BLOCKS,
             num_warps=NUM_WARPS,
         )
-    dead = dead.view(torch.bool)
-    return advantages, dead, *((None, None) if categories is None else (arm_sum, arm_count))
+    return advantages, dead.view(torch.bool), arm_sum, arm_count

@@ -136,18 +136,14 @@ def segment_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
 def group_advantages(
     rewards: Tensor,
     group_ids: Tensor,
-    *,
     scale: str,
     leave_one_out: bool,
     unbiased: bool,
     eps: float,
     categories: Tensor | None,
     num_categories: int,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Advantages (B,), dead (B,), and sum of |A| and counts (K,), of float32 `rewards` (B,).
-
-    Sums run in float64 and are rounded once at the end.
-    """
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `advantages_operator.group_advantages` returns, its sums in float64 up to the end."""
     _, group = torch.unique(group_ids, return_inverse=True)
     num_groups = rewards.numel()
     r = rewards.double()
@@ -177,7 +173,7 @@ def group_advantages(
     advantages = torch.where(dead, 0.0, advantages).float()
 
     if categories is None:
-        return advantages, dead, None, None
+        return advantages, dead, advantages.new_empty(0), group.new_empty(0)
     known = (categories >= 0) & (categories < num_categories)
     arm = torch.where(known, categories, num_categories)
     total = segment_sum(advantages.abs().double(), arm, num_categories + 1)[:-1].float()

@@ -156,16 +156,18 @@ def group_advantages(
         bad = int((~torch.isfinite(flat)).nonzero()[0, 0])
         raise ValueError(f"rewards must be finite, got {flat[bad].item()} at position {bad}")
 
-    result = advantages_operator.group_advantages(
+    advantages, dead, total, counts = advantages_operator.group_advantages(
         flat,
         ids,
         consecutive=None if group_ids is not None else _consecutive_size(rewards, num_generations),
         scale=scale,
         leave_one_out=leave_one_out,
         unbiased=unbiased,
-        eps=eps,
+        eps=float(eps),
         categories=arms,
         num_categories=num_categories or 0,
         backend=_checks.resolve_backend(backend, flat),
     )
-    return GroupAdvantages(*result)
+    if arms is None:
+        return GroupAdvantages(advantages, dead, None, None)
+    return GroupAdvantages(advantages, dead, total, counts)

@@ -305,7 +305,7 @@ class PolicyUpdate:
         found = set()
         for position in range(self._args.updates_per_generation):
             micro_batches = self._micro_batches(position)
-            rows = [i for rows in micro_batches for i in rows]
+            rows = [i for micro_batch in micro_batches for i in micro_batch]
             if self._sharded or not self.alive(rollouts, rows):
                 found.add(self._idle_row(rollouts, micro_batches))
         return found
