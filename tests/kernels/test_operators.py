@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from sec_grpo.kernels import linear_operator
+from sec_grpo.kernels import advantages_operator, linear_operator
 from sec_grpo.kernels.reference import PolicyLossSpec, spec_arguments, spec_of_arguments
 from sec_grpo.ops import group_advantages, linear_logprob, linear_policy_loss, policy_loss
 
@@ -35,6 +35,13 @@ def test_operators_pass_torchs_own_checks(full):
         linear_operator._linear_policy_gradient,
         ([True, True, full], *head, 3, "torch", *per_token, *spec),
     )
+
+
+@pytest.mark.parametrize("arms", [None, torch.tensor([0, 1, 1, 0])])
+def test_the_operator_of_advantages_passes_torchs_own_checks(arms):
+    tensors = (torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([7, 7, 2, 2]))
+    options = ("group", False, True, 1e-4, arms, 0 if arms is None else 2, "torch")
+    torch.library.opcheck(advantages_operator.group_advantages, (*tensors, None, *options))
 
 
 def test_a_spec_survives_its_operator():
