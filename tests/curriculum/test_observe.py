@@ -163,6 +163,7 @@ def test_own_strategy() -> None:
     curriculum.observe([0, 1, 3], rewards=[[1, 1], [0, 1], [0, 1]])
     assert curriculum.values().tolist() == [0.5, 0.0, 0.0]
     expected = np.exp([-2.0, 0.0, 0.0])
+    # The weights are integers, the smallest of about 2^37.
     np.testing.assert_allclose(curriculum.probabilities(), expected / expected.sum(), rtol=1e-11)
     curriculum.draw(3)
 

@@ -100,6 +100,7 @@ def test_tiny_temperature_is_greedy(temperature: float) -> None:
 def test_huge_temperature_is_uniform() -> None:
     curriculum = Curriculum([0, 1, 2], SEC(alpha=1.0, temperature=1e300))
     curriculum.observe([0, 1], advantages=[[0.5, -0.5], [0.75, -0.75]])
+    # The weights are integers of about 2^40, rounded once.
     np.testing.assert_allclose(curriculum.probabilities(), 1 / 3, rtol=1e-11)
 
 
@@ -109,6 +110,7 @@ def test_weights_keep_their_resolution_when_the_maximum_falls() -> None:
     assert curriculum.probabilities()[0] > 0.999999
     curriculum.observe([0, 1], advantages=[[0.0, 0.0], [0.02, -0.02]])
     expected = np.exp([0.0, 2.0, 0.0])
+    # The weights are integers, the smallest of about 2^37.
     np.testing.assert_allclose(curriculum.probabilities(), expected / expected.sum(), rtol=1e-11)
 
 
