@@ -10,12 +10,9 @@ the ordering of memory and that nothing regresses, not a GPU's speed.
 
 from __future__ import annotations
 
-import gc
-import itertools
-
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from peak_memory import peak_bytes
 
 from sec_grpo.ops import group_advantages, linear_policy_loss, policy_loss
 
@@ -31,23 +28,6 @@ HEAD_SHAPES = [
     pytest.param("cpu", 1024, 128, 16384, id="cpu-1024x128x16384"),
     pytest.param("cuda", 16384, 2048, 151936, id="cuda-16384x2048x151936", marks=NEEDS_GPU),
 ]
-
-
-def peak_bytes(call, device: str) -> int:
-    """Memory one call takes above what was there before."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        call()
-    events = record.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 
 def measure(benchmark, call, device: str, **extra) -> None:

@@ -2,7 +2,6 @@
 
     python benchmarks/curriculum_sizes.py            # to 10M prompts: 4 minutes, 4 GiB
     python benchmarks/curriculum_sizes.py --full     # to 100M prompts and a million arms: 16 GiB
-    python benchmarks/curriculum_sizes.py --tables   # only its tables into docs/curriculum.md
 
 N prompts, K arms, B prompts a batch, G = 8 rollouts a prompt. Medians; our draw, our step and
 RandomSampler take turns. torch's RandomSampler shuffles before the first index of an epoch:
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from curriculum_tables import BATCHES, RESULT, sizes_table, strategies_table
 from environment import environment
 from loaders import BufferLoader, ListLoader
 from torch.utils.data import RandomSampler
@@ -31,8 +31,6 @@ from torch.utils.data import RandomSampler
 from sec_grpo import SEC, Curriculum
 from sec_grpo.curriculum import get_strategy, strategy_names
 
-RESULT = Path(__file__).parent / "results" / "curriculum.json"
-DOC = Path(__file__).parents[1] / "docs" / "curriculum.md"
 SIZES = [
     (30_000, 3),
     (30_000, 100),
@@ -49,7 +47,7 @@ FULL = [
     *((10_000_000, k) for k in (3, 10_000, 1_000_000)),
     *((100_000_000, k) for k in (3, 100, 10_000, 100_000, 1_000_000)),
 ]
-BATCHES, G = (256, 4096), 8
+G = 8
 ALPHA, TEMPERATURE = 0.5, 0.5
 LARGEST_FOR_PYTHON = (1_000_000, 100_000)
 SECONDS_A_CASE = 1.0
@@ -67,14 +65,10 @@ NEEDED: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="to 100M prompts and 1M arms")
-    parser.add_argument("--tables", action="store_true", help="rewrite the tables of the docs")
     parser.add_argument("--memory", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
         print(json.dumps(memory(*arguments.memory)))
-        return
-    if arguments.tables:
-        write_tables(json.loads(RESULT.read_text()))
         return
     torch.set_num_threads(1)
     before = environment()
@@ -93,21 +87,8 @@ def main() -> None:
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    if arguments.full:
-        write_tables(result)
-    print(table(rows))
-    print(strategy_table(strategies))
-
-
-def write_tables(result: dict[str, Any]) -> None:
-    """The tables into the documentation, between their marks."""
-    text = DOC.read_text()
-    made = {"sizes": table(result["rows"]), "strategies": strategy_table(result["strategies"])}
-    for name, lines in made.items():
-        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
-        begin, end = (text.index(mark) for mark in marks)
-        text = f"{text[: begin + len(marks[0])]}\n{lines}\n{text[end:]}"
-    DOC.write_text(text)
+    print(sizes_table(rows))
+    print(strategies_table(strategies))
 
 
 def categories(num_prompts: int, num_arms: int) -> np.ndarray:
@@ -279,60 +260,6 @@ def times_of(call: Callable[[], Any], rounds: int) -> list[float]:
         times.append(time.perf_counter() - started)
         del made
     return times
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; nanoseconds a prompt at B = 256 / 4096, and what a whole curriculum takes."""
-    lines = [
-        "| prompts x arms | draw | RandomSampler: next (with its shuffle) | step | loader's step "
-        "| build, ms: best, median | bytes a prompt | save, load, ms | checkpoint, bytes an arm |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-
-        def pair(name: str, row: dict[str, Any] = row) -> str:
-            found = [row[f"b{batch}"].get(name) for batch in BATCHES]
-            if None in found:
-                return "-"
-            numbers = (1e3 * us / batch for us, batch in zip(found, BATCHES, strict=True))
-            return " / ".join(f"{number:,.0f}" for number in numbers)
-
-        few = row["arms"] < 100
-        checkpoint = "-" if few else f"{row['checkpoint_bytes'] / row['arms']:.0f}"
-        held = row["resident_bytes"] / row["prompts"]
-        lines.append(
-            f"| {size_text(row['prompts'])} x {size_text(row['arms'])} | {pair('draw')} "
-            f"| {pair('random_sampler_next')} ({pair('random_sampler')}) | {pair('step')} "
-            f"| {pair('buffer_loader_step')} "
-            f"| {row['build_best_ms']:.1f}, {row['build_ms']:.1f} "
-            f"| {held:.1f} | {row['save_ms']:.1f}, {row['load_ms']:.1f} | {checkpoint} |"
-        )
-    return "\n".join(lines)
-
-
-def strategy_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; B = 256, microseconds, and bytes an arm of a state after 60 batches."""
-    counts = sorted({row["arms"] for row in rows})
-    titles = [
-        f"{what}, {size_text(count)} arms"
-        for what in ("draw and observe", "state")
-        for count in counts
-    ]
-    lines = ["| strategy | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    for name in dict.fromkeys(row["strategy"] for row in rows):
-        mine = {row["arms"]: row for row in rows if row["strategy"] == name}
-        cells = [f"{mine[count]['draw'] + mine[count]['observe']:,.0f}" for count in counts]
-        cells += [f"{mine[count]['state_bytes_an_arm']:.0f}" for count in counts]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def size_text(number: int) -> str:
-    """10000000 as 10M."""
-    for unit, letter in ((10**6, "M"), (10**3, "k")):
-        if number >= unit and number % unit == 0:
-            return f"{number // unit}{letter}"
-    return str(number)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -17,7 +18,8 @@ PACKAGES = ("sec-grpo", "torch", "triton", "transformers", "accelerate", "trl", 
 def environment() -> dict[str, Any]:
     """Commit (and whether the tree differed from it), versions, processor and GPU."""
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        # A copy of the tree without its history is told what it is a copy of.
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("SEC_GRPO_COMMIT"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "python": platform.python_version(),

@@ -1,6 +1,7 @@
 """The sizes and the product of the Triton head, tried side by side on this GPU.
 
-    python benchmarks/tune_linear.py [--out results.json]
+    python benchmarks/tune_linear.py                      # results/tune_linear_gpu.json
+    python benchmarks/tune_linear.py --shape 16384 2048   # one of its shapes
 
 Axes: N tokens, D hidden, V vocabulary. Times forward + backward of `linear_policy_loss`, bfloat16,
 for every combination of the product ("library" or "fused"), the bytes of a chunk's exponentials and
@@ -12,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
-from pathlib import Path
 
 import torch
-from environment import environment
 from heads import IMPLEMENTATIONS, bare_products, make_case
+from results_file import write_part
 from rich.console import Console
 from rich.table import Table
 
@@ -26,9 +25,14 @@ from sec_grpo.kernels import linear_triton
 
 SHAPES = [(16384, 2048), (16384, 4096), (4096, 2048)]
 V = 151936
+RESULT = "tune_linear_gpu.json"
 EXP_MIB = (416, 832)
 SLICE_MIB = (10, 20, 40, 80, 2048)
 ROUNDS = 9
+
+
+def part_name(num_tokens: int, num_hidden: int) -> str:
+    return f"N{num_tokens}-D{num_hidden}"
 
 
 def median_ms(call) -> float:
@@ -74,26 +78,25 @@ def tune(num_tokens: int, num_hidden: int) -> dict:
     return {"tokens": num_tokens, "hidden": num_hidden, "vocab": V, "median_ms": rows}
 
 
+def show(measured: dict) -> None:
+    times = measured["median_ms"]
+    table = Table("variant", f"N={measured['tokens']} D={measured['hidden']}")
+    for name, time in times.items():
+        table.add_row(name, f"{time:.1f} ms  {time / times['bare products']:.2f}x")
+    Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("--shape", nargs=2, type=int, metavar=("N", "D"), help="default: all")
+    shape = parser.parse_args().shape
     if not torch.cuda.is_available():
         print("tune_linear: no CUDA or ROCm device here, so nothing was run")
         return
-    results = [tune(*shape) for shape in SHAPES]
-    table = Table("variant", *(f"N={r['tokens']} D={r['hidden']}" for r in results))
-    for name in results[0]["median_ms"]:
-        cells = []
-        for result in results:
-            times = result["median_ms"]
-            ratio = times[name] / times["bare products"]
-            cells.append(f"{times[name]:.1f} ms  {ratio:.2f}x")
-        table.add_row(name, *cells)
-    Console().print(table)
-    if out is not None:
-        content = {"environment": environment(), "results": results}
-        out.write_text(json.dumps(content, indent=1) + "\n")
+    for num_tokens, num_hidden in [shape] if shape else SHAPES:
+        measured = tune(num_tokens, num_hidden)
+        write_part(RESULT, part_name(num_tokens, num_hidden), measured)
+        show(measured)
 
 
 if __name__ == "__main__":

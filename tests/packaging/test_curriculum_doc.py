@@ -1,6 +1,5 @@
-"""docs/curriculum.md: its snippets run, in order, and its tables are the measured ones."""
+"""docs/curriculum.md: its snippets run, in order, and its links lead somewhere."""
 
-import json
 import re
 import subprocess
 import sys
@@ -26,22 +25,6 @@ def test_snippets_run_in_order(tmp_path: Path) -> None:
     assert same == "True"
     assert own == "[0.07 0.93]"
     assert re.fullmatch(r"\{'tasks': 480.0, 'components': [0-9]+.0, 'alp': 0\.[0-9]+\}", teacher)
-
-
-def test_tables_are_the_measured_ones() -> None:
-    code = (
-        "import json, curriculum_sizes as c; found = json.loads(c.RESULT.read_text()); "
-        "print(json.dumps([c.table(found['rows']), c.strategy_table(found['strategies'])]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT / "benchmarks",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name, table in zip(("sizes", "strategies"), json.loads(done.stdout), strict=True):
-        assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in DOC
 
 
 def test_linked_files_exist() -> None:

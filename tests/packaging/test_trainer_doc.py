@@ -1,26 +1,15 @@
-"""docs/trainer.md and README.md: their figures are the measured ones, by a benchmark that works."""
+"""docs/trainer.md: its links lead somewhere, and the benchmark behind its figures works."""
 
 import re
 from pathlib import Path
 
-import bench_trainer
 import pytest
 import torch
 from trainer_runs import LENGTHS, TRAINERS, Shape, make_batch, measure_step, measure_update
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "trainer.md").read_text()
-SMALL = Shape("small", 16, 1, 2, 2, 32, 200, prompt=4, completion=8, rows=32)
-
-
-def test_tables_are_the_measured_ones() -> None:
-    for (file, name), table in bench_trainer.tables().items():
-        assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in (ROOT / file).read_text(), file
-
-
-def test_what_is_not_measured_says_so() -> None:
-    table = bench_trainer.update_table([])
-    assert table.count("not measured") == 6 * len(bench_trainer.SHAPES) * len(LENGTHS)
+SMALL = Shape("small", 16, 1, 2, 2, 32, 200, prompt=4, completion=8, rows=40)
 
 
 def test_linked_files_exist() -> None:
@@ -37,7 +26,7 @@ def test_batches(lengths: str) -> None:
     assert (min(sizes) == 8) == (lengths == "equal")
     groups = torch.tensor(batch.rewards).reshape(-1, 8)
     dead = int((groups.std(dim=1) == 0).sum())
-    assert dead == (2 if "dead" in lengths else 0)  # 40% of 4 groups
+    assert dead == (2 if "dead" in lengths else 0)  # 40% of 5 groups
 
 
 @pytest.mark.parametrize("lengths", LENGTHS[1:])
