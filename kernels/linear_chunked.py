@@ -277,7 +277,7 @@ def policy_gradient(
             with_entropy = None
             if entropy_weights is not None:
                 with_entropy = (entropy_weights[rows], entropy[rows])
-            elif not hidden.is_cuda:  # there, finding out would synchronise
+            elif hidden.device.type == "cpu":  # elsewhere, finding out would synchronise
                 alive = grad_logp.nonzero()[:, 0]
                 if alive.numel() < grad_logp.numel():
                     positions = torch.arange(hidden.shape[0])[rows]
