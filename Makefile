@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CORE := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP := $(CORE) $(shell find tests -name '*.cpp')
 ARGS ?=
 INTEGRATIONS := trl-oldest verl-0.7 verl-0.8 verl-newest
 
@@ -89,7 +90,7 @@ $(VENV)/.build-tools: constraints.txt | $(BIN)/python
 	$(PIP) scikit-build-core pybind11 cmake ninja
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.build-tools pyproject.toml CMakeLists.txt $(CPP)
+$(VENV)/.built: $(VENV)/.build-tools pyproject.toml CMakeLists.txt $(CORE)
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
 

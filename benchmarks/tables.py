@@ -1,6 +1,6 @@
 """Write the tables of the documentation anew from `results/`: `python benchmarks/tables.py`.
 
-A table stands between `<!-- name -->` and `<!-- /name -->`; without a result it reads "not measured".
+A table stands between `<!-- name -->` and `<!-- /name -->`; without a result it says so.
 """
 
 from __future__ import annotations
