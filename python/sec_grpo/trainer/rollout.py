@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -127,7 +128,11 @@ def sample_by_continuous_batching(
     config = copy.deepcopy(generation_config)
     if config.eos_token_id is None:
         config.eos_token_id = -1
-    with _sampling(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (
+        _sampling(model),
+        _in_autocast_dtype(model, device),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(seed)
         found = model.generate_batch(
             prompt_ids,
@@ -145,6 +150,33 @@ def sample_by_continuous_batching(
             "use_transformers_continuous_batching=False"
         )
     return [cut_at_end(output.generated_tokens, generation_config, None) for output in outputs]
+
+
+@contextlib.contextmanager
+def _in_autocast_dtype(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """Under autocast, parameters of the precision of the activations.
+
+    Continuous batching makes its cache and masks in the precision of the parameters. Those are put
+    aside and not changed, because gradients, and DDP's hooks, belong to them.
+    """
+    dtype = torch.get_autocast_dtype(device.type)
+    if not torch.is_autocast_enabled(device.type) or model.dtype == dtype:
+        yield
+        return
+    cast = {
+        p: nn.Parameter(p.to(dtype), requires_grad=False)
+        for p in model.parameters()
+        if p.is_floating_point()
+    }
+    own = [module._parameters for module in model.modules()]
+    originals = [dict(parameters) for parameters in own]
+    try:
+        for parameters in own:
+            parameters.update({name: cast[p] for name, p in parameters.items() if p in cast})
+        yield
+    finally:
+        for parameters, before in zip(own, originals, strict=True):
+            parameters.update(before)
 
 
 @contextlib.contextmanager
