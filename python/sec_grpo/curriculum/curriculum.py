@@ -69,8 +69,14 @@ class Curriculum:
                 f"strategy must be a Strategy such as SEC(), got {strategy!r:.60}; "
                 "get_strategy(name) makes one from its name"
             )
-        self._arms, codes = arms_and_codes(categories, arms)
-        self._engine = _core.Engine(codes, len(self._arms), _seed(seed), labels_hash(self._arms))
+        distinct, codes = arms_and_codes(categories, arms)
+        self._start(distinct, codes, strategy, _seed(seed))
+
+    def _start(
+        self, arms: tuple[Label, ...], codes: NDArray[np.int32], strategy: Strategy, seed: int
+    ) -> None:
+        self._arms, self._given = arms, strategy
+        self._engine = _core.Engine(codes, len(arms), seed, labels_hash(arms))
         self._sizes = self._engine.sizes()
         self._sizes.flags.writeable = False
         # Python code of strategies runs under this lock; the core has its own.
@@ -333,6 +339,12 @@ class Curriculum:
             self._engine.restore(parsed)
             self._use(strategy)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled or copied curriculum goes on bit for bit, with its prompts and strategy."""
+        with self._lock:
+            codes = self._engine.arm_indices(np.arange(self.num_prompts)).astype(np.int32)
+            return _unpickled, (type(self), self._arms, codes, self._given, self.to_bytes())
+
     def state_dict(self) -> dict[str, Any]:
         """The state as a dict of a string and bytes, for torch.save and the like."""
         return {"format": _FORMAT, "core": self.to_bytes()}
@@ -364,6 +376,19 @@ class Curriculum:
                 f"({self.num_arms},), one an arm, or None, got {array.shape}"
             )
         self._engine.assign(array)
+
+
+def _unpickled(
+    cls: type[Curriculum],
+    arms: tuple[Label, ...],
+    codes: NDArray[np.int32],
+    strategy: Strategy,
+    state: bytes,
+) -> Curriculum:
+    made = cls.__new__(cls)
+    made._start(arms, codes, strategy, 0)
+    made.load_bytes(state)
+    return made
 
 
 def _check_weights(weights: ArrayLike, sizes: NDArray[np.int64], name: str) -> None:
