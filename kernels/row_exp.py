@@ -16,9 +16,12 @@ import triton
 import triton.language as tl
 
 BLOCK = 1024
-NUM_WARPS = 4
+# One warp: sums over a block are in its registers, without shared memory and barriers, which with
+# four warps are half of the kernel's instructions.
+NUM_WARPS = 1
 TARGET_WARPS = 4
 COMBINE_WARPS = 4
+FINISH_WARPS = 4
 # Blocks' statistics that one program of the combining kernel holds.
 COMBINED_BLOCKS = 1024
 # How far a logit may lie above the anchor: the sums stay far inside the range of the type that the
@@ -40,14 +43,16 @@ def _transform(
     z = raw
     if HAS_BIAS:
         z += bias
-    z *= logit_scale
     slope = 1.0
     if CAP:
+        z *= logit_scale
         # tanh by exp, which goes to its limits without overflow.
         t = 1.0 - 2.0 / (tl.exp(z * (2.0 / softcap)) + 1.0)
         slope = 1.0 - t * t
-        z = tl.where(z == float("-inf"), z, t * softcap)
-    return z * inv_temperature, slope
+        z = tl.where(z == float("-inf"), z, t * softcap) * inv_temperature
+    else:
+        z *= logit_scale * inv_temperature  # once a row, not once a logit
+    return z, slope
 
 
 @triton.jit
@@ -56,6 +61,12 @@ def _inverse_temperature(temperatures_ptr, temperature, row, PER_ROW: tl.constex
         return 1.0 / tl.load(temperatures_ptr + row).to(tl.float32)
     else:
         return 1.0 / temperature
+
+
+@triton.jit
+def _target_column(targets_ptr, row, first_column):
+    """Where a row's target lies among columns that start at `first_column`, maybe outside."""
+    return tl.load(targets_ptr + row).to(tl.int32) - first_column
 
 
 _SCALARS = ["temperature", "logit_scale", "softcap"]
@@ -123,7 +134,8 @@ def distance_from(z, anchor):
     return z - tl.where(anchor == float("-inf"), 0.0, anchor)
 
 
-@triton.jit(do_not_specialize=["first_column", "num_columns", *_SCALARS])
+# Columns are specialised: loads and stores of 16 bytes need to know that a mask's end is aligned.
+@triton.jit(do_not_specialize=_SCALARS)
 def _exp_kernel(
     raw_ptr,
     bias_ptr,
@@ -165,7 +177,7 @@ def _exp_kernel(
         bias = tl.load(bias_ptr + first_column + column, mask=inside, other=0.0).to(tl.float32)
     inv_temperature = _inverse_temperature(temperatures_ptr, temperature, row, PER_ROW)
     z, slope = _transform(raw, bias, logit_scale, softcap, inv_temperature, HAS_BIAS, CAP)
-    keep = inside & (first_column + column != tl.load(targets_ptr + row))
+    keep = inside & (column != _target_column(targets_ptr, row, first_column))
     z = mask_logits(z, keep, HAS_BIAS)
     anchor = anchor_of(tl.max(z, 0), tl.load(target_logits_ptr + row), LIMIT)
     distance = distance_from(z, anchor)
@@ -328,7 +340,7 @@ def _finish_kernel(
     tl.store(row_scale_ptr + row, row_scale)
 
 
-@triton.jit(do_not_specialize=["first_column", "num_columns", *_SCALARS])
+@triton.jit(do_not_specialize=_SCALARS)
 def _gradient_kernel(
     raw_ptr,
     bias_ptr,
@@ -373,7 +385,7 @@ def _gradient_kernel(
     small = -tl.load(logp_ptr + row)
     series = small * (1.0 - small * (0.5 - small * (1.0 / 6.0 - small * (1.0 / 24.0))))
     complement = tl.where(small < 0.02, series, 1.0 - tl.exp(-small))
-    is_target = first_column + column == tl.load(targets_ptr + row)
+    is_target = column == _target_column(targets_ptr, row, first_column)
     value = tl.where(is_target, grad * complement, -grad * p)
     if HAS_ENTROPY:
         grad_entropy = tl.load(grad_entropy_ptr + row).to(tl.float32)

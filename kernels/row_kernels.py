@@ -159,7 +159,7 @@ class RowKernels:
             HAS_ENTROPY=grad_entropy is not None,
             BLOCKS=self._num_blocks_padded,
             BLOCK=self._block,
-            num_warps=row_exp.NUM_WARPS,
+            num_warps=row_exp.FINISH_WARPS,
         )
         return row_scale
 

@@ -66,7 +66,7 @@ NUM_WARPS = {
     row_exp._target_logit_kernel: row_exp.TARGET_WARPS,
     row_exp._exp_kernel: row_exp.NUM_WARPS,
     row_exp._combine_kernel: row_exp.COMBINE_WARPS,
-    row_exp._finish_kernel: row_exp.NUM_WARPS,
+    row_exp._finish_kernel: row_exp.FINISH_WARPS,
     row_exp._gradient_kernel: row_exp.NUM_WARPS,
     linear_exp._linear_exp_kernel: linear_exp.NUM_WARPS,
 }
@@ -244,6 +244,16 @@ def amd_resources(assembly: str) -> dict[str, int]:
     return {"registers": count["vgpr_count"], "spills": spills}
 
 
+def aligned_arguments(kernel, signature: dict[str, str]) -> dict:
+    """What a launch tells the compiler where pointers and sizes are multiples of 16."""
+    return {
+        (parameter.num,): [["tt.divisibility", 16]]
+        for parameter in kernel.params
+        if signature[parameter.name].startswith("*")
+        or (signature[parameter.name] == "i32" and not parameter.do_not_specialize)
+    }
+
+
 def compile_case(kernel, types, constexprs, target: GPUTarget) -> dict[str, int]:
     signature = {**types, **dict.fromkeys(constexprs, "constexpr")}
     # Triton wants the parameters in the kernel's order.
@@ -251,13 +261,18 @@ def compile_case(kernel, types, constexprs, target: GPUTarget) -> dict[str, int]
     options = {"num_warps": NUM_WARPS[kernel]}
     if kernel is linear_exp._linear_exp_kernel:
         options["num_stages"] = linear_exp.NUM_STAGES
-    source = ASTSource(kernel, signature, constexprs)
+    source = ASTSource(kernel, signature, constexprs, aligned_arguments(kernel, signature))
     compiled = triton.compile(source, target=target, options=options)
     if target.backend == "cuda":
         resources = nvidia_resources(compiled.asm["cubin"])
         ptx = compiled.asm["ptx"]
         # The tensor cores' own instructions for operands in shared memory, of sm_90 and of sm_100.
         resources["tensor_core"] = ptx.count("wgmma.mma_async") + ptx.count("tcgen05.mma")
+        # Of 16 bytes, and of 2 or 4.
+        for name, access in (("loads", "ld.global"), ("stores", "st.global")):
+            whole = rf"{access}\.v4\.b32|{access}\.v8\.b16"
+            resources[f"wide_{name}"] = len(re.findall(whole, ptx))
+            resources[f"narrow_{name}"] = len(re.findall(rf"{access}\.b(16|32)", ptx))
     else:
         resources = amd_resources(compiled.asm["amdgcn"])
     return {**resources, "shared": compiled.metadata.shared}

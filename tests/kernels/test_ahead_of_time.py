@@ -19,6 +19,8 @@ SHARED_LIMIT = 4096
 PRODUCT_SHARED_LIMIT = 227 << 10
 # Bytes of spilled registers: none with Triton 3.9, two registers in one kernel with 3.4 and 3.6.
 SPILL_LIMIT = 0 if Version(triton.__version__) >= Version("3.9") else 8
+# These touch every logit: by 16 bytes at a time, or they are several times as slow.
+OVER_ALL_LOGITS = ("_exp_kernel", "_gradient_kernel")
 TARGETS = [("cuda", "80"), ("cuda", "90"), ("cuda", "100"), ("hip", "gfx942")]
 
 
@@ -43,3 +45,9 @@ def test_kernels_compile_without_spills(target, tmp_path):
             assert used["tensor_core"] > 0, (name, used)
         else:
             assert used["shared"] <= SHARED_LIMIT, (name, used)
+        if target[0] == "cuda" and name.startswith(OVER_ALL_LOGITS):
+            assert used["wide_loads"] > 0, (name, used)
+            assert used["wide_stores"] > 0, (name, used)
+            # A row's target, its numbers for the gradient, and the three statistics of a block.
+            assert used["narrow_loads"] < 10, (name, used)
+            assert used["narrow_stores"] <= 3, (name, used)
