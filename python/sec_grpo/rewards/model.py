@@ -71,7 +71,7 @@ class RewardModel:
         # The classifier scores the last token that is not padding.
         model.config.pad_token_id = tokenizer.pad_token_id
         self._model = model.eval()
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._batch_size = batch_size
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._max_length = max_length or positions
@@ -92,7 +92,7 @@ class RewardModel:
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
-            batch = self._tokenizer.pad(
+            batch = self.tokenizer.pad(
                 {"input_ids": [encoded[i] for i in rows]}, padding_side="right", return_tensors="pt"
             )
             with torch.inference_mode():
@@ -106,13 +106,13 @@ class RewardModel:
             text = prompt + self._plain(completion)
         else:
             messages = [{**m, "content": self._plain(m.get("content") or "")} for m in completion]
-            text = self._tokenizer.apply_chat_template([*prompt, *messages], tokenize=False)
+            text = self.tokenizer.apply_chat_template([*prompt, *messages], tokenize=False)
         text = text.encode("utf-8", "replace").decode()
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if self._max_length is not None:
             ids = ids[-self._max_length :]
         # A text without tokens cannot be scored; the end of text alone can.
-        return ids or [self._tokenizer.pad_token_id]
+        return ids or [self.tokenizer.pad_token_id]
 
     def _plain(self, text: Any) -> Any:
         """The text with a space inside what would be read as a special token."""

@@ -82,10 +82,11 @@ from sec_grpo.trainer.setup import (
 from sec_grpo.trainer.step_timer import StepTimer
 from sec_grpo.trainer.update import Pack, PolicyUpdate
 
+from sec_grpo.trainer.trl_attributes import TRLAttributes
 logger = logging.get_logger(__name__)
 
 
-class GRPOTrainer(ResumableTrainer, PackedTrainer):
+class GRPOTrainer(TRLAttributes, ResumableTrainer, PackedTrainer):
     """Train a causal language model with GRPO (arXiv 2402.03300) on prompts a curriculum chooses.
 
     Args:
@@ -123,7 +124,7 @@ class GRPOTrainer(ResumableTrainer, PackedTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | torch.nn.Module,
-        reward_funcs: RewardFunc | Sequence[RewardFunc],
+        reward_funcs: RewardFunc | Sequence[RewardFunc] | None = None,
         args: GRPOConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,

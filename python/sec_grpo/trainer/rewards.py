@@ -93,7 +93,7 @@ class RewardFunctions:
 
     def __init__(
         self,
-        reward_funcs: RewardFunc | Sequence[RewardFunc],
+        reward_funcs: RewardFunc | Sequence[RewardFunc] | None,
         weights: Sequence[float] | None,
         tokenizers: Any = None,
     ) -> None:
@@ -109,10 +109,10 @@ class RewardFunctions:
             )
         if weights is not None and not all(math.isfinite(weight) for weight in weights):
             raise ValueError(f"reward_weights must be finite numbers, got {list(weights)}")
-        self._funcs = funcs
+        self.funcs = funcs
         self._loop = _EventLoop()
         self.names = _unique_names(funcs)
-        self._weights = np.ones(len(funcs)) if weights is None else np.asarray(weights, float)
+        self.weights = np.ones(len(funcs)) if weights is None else np.asarray(weights, float)
 
     def __call__(
         self,
@@ -143,7 +143,7 @@ class RewardFunctions:
             "log_extra": log_extra or _ignore,
             **columns,
         }
-        each = np.empty((len(prompts), len(self._funcs)))
+        each = np.empty((len(prompts), len(self.funcs)))
         for k, rewards in enumerate(self._results(arguments, columns)):
             each[:, k] = _checked(self.names[k], rewards, completions)
         unscored = np.flatnonzero(np.isnan(each).all(axis=1))
@@ -152,7 +152,7 @@ class RewardFunctions:
                 f"every reward function returned None for completion {unscored[0]}: at least one "
                 "must apply to each row"
             )
-        total = np.nansum(each * self._weights, axis=1)
+        total = np.nansum(each * self.weights, axis=1)
         if (too_large := np.flatnonzero(np.abs(total) > _LARGEST)).size:
             raise RewardError(
                 f"the weighted sum of the rewards of completion {too_large[0]} is "
@@ -163,13 +163,13 @@ class RewardFunctions:
     def _results(self, arguments: dict[str, Any], columns: Mapping[str, Any]) -> list[Any]:
         """What each function returned, unchecked."""
         waiting: dict[int, Future[Any]] = {}
-        results: list[Any] = [None] * len(self._funcs)
+        results: list[Any] = [None] * len(self.funcs)
         # Those that wait for others start first; the rest computes meanwhile.
-        order = sorted(range(len(self._funcs)), key=lambda k: not _is_async(self._funcs[k]))
+        order = sorted(range(len(self.funcs)), key=lambda k: not _is_async(self.funcs[k]))
         try:
             for k in order:
                 with _named(self.names[k], arguments["completions"], columns):
-                    results[k] = self._funcs[k](**_own(arguments))
+                    results[k] = self.funcs[k](**_own(arguments))
                     if inspect.isawaitable(results[k]):
                         waiting[k] = self._loop.submit(results[k])
             for k in sorted(waiting):
