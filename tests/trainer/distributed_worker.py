@@ -202,6 +202,13 @@ def ppo(folder):
     return {**result(trainer, recorder), "tokens": tokens}
 
 
+def entropy_bonus(folder):
+    options = {"entropy_coef": 0.3, "num_iterations": 1, "max_steps": 2}
+    trainer, recorder = make_trainer(folder / "bonus", save_strategy="no", **options)
+    trainer.train()
+    return result(trainer, recorder)
+
+
 def unequal_feedback(folder):
     """Q is made to differ; every process must notice."""
     trainer, _ = make_trainer(folder / "unequal", save_strategy="no")

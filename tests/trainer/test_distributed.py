@@ -25,6 +25,7 @@ SCENARIOS = (
     "signalled",
     "unequal_feedback",
     "ppo",
+    "entropy_bonus",
     "dynamic_sampling",
     "dynamic_sampling_odd",
     "dynamic_sampling_failing",
@@ -136,6 +137,15 @@ def test_gradient_is_that_of_the_union(results, oracle):
             pairs = zip(advantages, lengths, strict=True)
             mean = -sum(a * n for a, n in pairs) / sum(lengths)
             assert losses[step] == pytest.approx(mean, abs=1e-5)
+
+
+def test_policy_loss_is_that_of_the_union(results):
+    """Logged without the bonus, which is a mean over the tokens of both processes."""
+    logs = [entry for rank in results["entropy_bonus"] for entry in rank["log"] if "loss" in entry]
+    assert len(logs) == 4
+    for entry in logs:
+        bonus = entry["policy_loss"] - entry["loss"]
+        assert bonus == pytest.approx(0.3 * entry["entropy"], abs=1e-5)
 
 
 def test_resume_midway(results):

@@ -87,6 +87,32 @@ def test_entropy_bonus(make_trainer, tokenizer, loss_type, fused):
         assert (gradient - expected).norm() < 2e-5 * expected.norm()
 
 
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_loss_is_logged_without_the_bonus_too(
+    make_trainer, read_events, tmp_path, loss_type, fused
+):
+    """Of the first step, which samples the same with and without it."""
+    first = {}
+    for coefficient in (0.0, 0.3):
+        folder = tmp_path / str(coefficient)
+        make_trainer(
+            output_dir=str(folder),
+            max_steps=1,
+            gradient_accumulation_steps=2,
+            beta=0.1,  # without a KL term the policy loss would be near 0 on-policy
+            loss_type=loss_type,
+            importance_sampling_level="sequence" if loss_type == "luspo" else "token",
+            entropy_coef=coefficient,
+            fused_lm_head=fused,
+        ).train()
+        (first[coefficient],) = read_events(folder, "step")
+    without, given = first[0.0], first[0.3]
+    assert given["policy_loss"] == pytest.approx(without["loss"], abs=1e-6)
+    assert given["policy_loss"] - given["loss"] > 0.1
+    assert "policy_loss" not in without
+
+
 def test_entropy_bonus_raises_entropy(make_trainer, read_events, tmp_path):
     last = {}
     for coefficient in (0.0, 1.0):

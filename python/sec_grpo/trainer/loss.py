@@ -28,6 +28,8 @@ class PackLoss(NamedTuple):
     """(N,) float32, detached"""
     metrics: dict[str, torch.Tensor]
     """scalars, detached: means over the tokens, and extremes"""
+    bonus: torch.Tensor | None
+    """scalar, detached: what the entropy took off the loss; None without it"""
 
 
 def loss_keywords(args: GRPOConfig, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def fused_loss(model: nn.Module, args: GRPOConfig, inputs: dict[str, Any]) -> Pa
         )
         loss = loss + args.vf_coef * extra.loss
         metrics = {**metrics, **extra.metrics}
-    return PackLoss(loss, found[0].logprobs, metrics)
+    return PackLoss(loss, found[0].logprobs, metrics, _bonus(args, inputs, found[0].entropy))
 
 
 def whole_logits_loss(model: nn.Module, args: GRPOConfig, inputs: dict[str, Any]) -> PackLoss:
@@ -105,10 +107,18 @@ def whole_logits_loss(model: nn.Module, args: GRPOConfig, inputs: dict[str, Any]
         **loss_keywords(args, inputs),
     )
     loss = out.loss
-    if inputs["entropy_coef"]:
-        loss = loss - inputs["entropy_coef"] * _mean_entropy(args, inputs, entropy)
+    bonus = _bonus(args, inputs, entropy)
+    if bonus is not None:
+        loss = loss - bonus
+        bonus = bonus.detach()
     metrics = {**out.metrics, "entropy": entropy.detach().mean()}
-    return PackLoss(loss, logprobs.detach(), metrics)
+    return PackLoss(loss, logprobs.detach(), metrics, bonus)
+
+
+def _bonus(args: GRPOConfig, inputs: dict[str, Any], entropy: torch.Tensor) -> torch.Tensor | None:
+    """The entropy bonus of a pack's entropies (N,); None where it has no weight."""
+    coef: float = inputs["entropy_coef"]
+    return coef * _mean_entropy(args, inputs, entropy) if coef else None
 
 
 def _entropy_scale(args: GRPOConfig, inputs: dict[str, Any]) -> float:

@@ -81,6 +81,7 @@ class PolicyUpdate:
         self._sharded = sharded
         self._entropy_bonus = entropy_bonus
         self._entropy_sums: list[torch.Tensor] = []
+        self._policy_losses: list[torch.Tensor] = []
         # Without dropout the first update finds the very log-probabilities that a pass before it
         # would; later updates need them.
         self._remembers = args.num_iterations > 1 and not has_dropout
@@ -95,6 +96,7 @@ class PolicyUpdate:
         processes.
         """
         self._entropy_sums = []
+        self._policy_losses = []
         micro_batches = self._micro_batches(position)
         tokens = [rollouts.num_tokens(rows) for rows in micro_batches]
         num_tokens = max(self._processes.sum(sum(tokens))[0], 1)
@@ -253,6 +255,9 @@ class PolicyUpdate:
         weight = float(inputs["targets"].numel())
         for name, value in {**metrics, "entropy": found.metrics["entropy"]}.items():
             self._metrics.add(name, value, weight)
+        if self._entropy_bonus.is_on and inputs["in_loss"]:
+            bonus = 0.0 if found.bonus is None else found.bonus
+            self._policy_losses.append(found.loss.detach().float() + bonus)
         if self._entropy_bonus.is_adaptive:
             self._entropy_sums.append(found.metrics["entropy"].float() * weight)
             self._entropy_sums.append(torch.full_like(self._entropy_sums[-1], weight))
@@ -262,6 +267,8 @@ class PolicyUpdate:
         bonus = self._entropy_bonus
         if not bonus.is_on:
             return
+        # The mean over processes, which the log takes, is then the sum of their parts.
+        self._metrics.add("policy_loss", sum(self._policy_losses) * self._processes.size)
         self._metrics.add("entropy_coef", bonus.coefficient)
         if not bonus.is_adaptive:
             return
