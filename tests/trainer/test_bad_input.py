@@ -243,7 +243,7 @@ CONFIG = {
     "auto batch": ({"auto_find_batch_size": True}, "auto_find_batch_size must be False"),
     "generation clash": (
         {"generation_kwargs": {"temperature": 2.0}},
-        "generation_kwargs must not hold temperature; the trainer sets them",
+        "generation_kwargs must not change temperature, which the loss and the masks",
     ),
     "generation unknown": (
         {"generation_kwargs": {"temprature": 2.0}},

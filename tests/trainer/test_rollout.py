@@ -393,3 +393,21 @@ def test_a_failed_request_is_an_error(make_model, monkeypatch):
 def test_generation_kwargs_that_change_the_shape(make_trainer, name):
     with pytest.raises(ValueError, match=f"generation_kwargs must not hold {name}"):
         make_trainer(generation_kwargs={name: 2})
+
+
+def test_generation_kwargs_override_the_sampler(make_trainer, tokenizer):
+    """As in TRL: of two choices the later one wins, and one token is no choice at all."""
+    trainer = make_trainer(top_k=5, generation_kwargs={"top_k": 1, "do_sample": True})
+    trainer.train()
+    rollouts = trainer._rollouts
+    for start in range(0, 8, 4):
+        assert len({tuple(ids) for ids in rollouts.completion_ids[start : start + 4]}) == 1
+
+
+@pytest.mark.parametrize(
+    "changed", [{"max_new_tokens": 3}, {"eos_token_id": 5}, {"do_sample": False}]
+)
+def test_generation_kwargs_leave_what_the_loss_depends_on(make_trainer, changed):
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"generation_kwargs must not change {name}, which"):
+        make_trainer(generation_kwargs=changed)

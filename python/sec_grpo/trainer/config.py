@@ -145,7 +145,11 @@ class GRPOConfig(TrainingArguments):
         default=1.0, metadata={"help": "Repetition penalty; 1 is none."}
     )
     generation_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "More arguments of transformers.GenerationConfig."}
+        default=None,
+        metadata={
+            "help": "More arguments of transformers.GenerationConfig. Those of the sampler, such "
+            "as top_k, go before the config's."
+        },
     )
 
     cache_implementation: str | None = field(

@@ -27,6 +27,9 @@ from sec_grpo.trainer.trl_names import ABSENT_TRAINER, explain_absent
 
 logger = logging.get_logger(__name__)
 
+_SUMS_OF_TOKENS = ("bnpo", "dr_grpo", "dapo", "cispo")
+_OF_THE_SAMPLER = ("top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
+
 
 def check_arguments(args: GRPOConfig | None) -> GRPOConfig:
     """The configuration given, or the default, for one GPU a process."""
@@ -235,15 +238,24 @@ def make_generation_config(
     }
     extra = as_dict(args.generation_kwargs)
     _check_generation_kwargs(extra, own, args)
-    return GenerationConfig(**own, **extra)
+    return GenerationConfig(**{**own, **extra})
 
 
 def _check_generation_kwargs(extra: dict[str, Any], own: dict[str, Any], args: GRPOConfig) -> None:
-    """ValueError for what the trainer sets itself, or cannot train on."""
-    if clash := sorted(own.keys() & extra.keys()):
+    """ValueError for another value of what the trainer itself reads, and what it cannot train on.
+
+    What only the sampler reads is overridden, as in TRL.
+    """
+    clash = sorted(
+        name
+        for name in own.keys() & extra.keys()
+        if name not in _OF_THE_SAMPLER and extra[name] != own[name]
+    )
+    if clash:
         raise ValueError(
-            f"generation_kwargs must not hold {', '.join(clash)}; the trainer sets them (from "
-            "the config's arguments of those names)"
+            f"generation_kwargs must not change {', '.join(clash)}, which the loss and the masks "
+            "of completions depend on; the trainer sets them (from the config's temperature and "
+            "max_completion_length, and the model's end tokens)"
         )
     # GenerationConfig keeps unknown keys without a word.
     if unknown := sorted(extra.keys() - vars(GenerationConfig()).keys()):

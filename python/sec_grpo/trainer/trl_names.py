@@ -117,7 +117,10 @@ DIFFERENT_CONFIG: dict[str, str] = {
     "generation_batch_size": "may be given together with steps_per_generation, if they agree",
     "gradient_checkpointing": "on by default on a GPU, off on a CPU",
     "logging_nan_inf_filter": "False: a NaN loss is shown",
+    "generation_kwargs": "overrides what only the sampler reads: top_p, top_k, min_p, "
+    "repetition_penalty, cache_implementation; no beams",
     "logging_steps": "1, so that metrics.jsonl has every step",
+    "importance_sampling_level": "luspo needs 'sequence' and vespo 'token'; TRL warns",
     "lr_scheduler_type": "constant_with_warmup, as usual in reinforcement learning",
     "num_completions_to_print": "4; None prints all",
     "num_generations_eval": "1, because evaluation is greedy by default (eval_temperature)",
