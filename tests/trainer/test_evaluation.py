@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
 
 from sec_grpo.report import read_run
 
@@ -62,6 +63,49 @@ def test_means_by_category(make_trainer):
     assert list(metrics)[1:] == [f"eval_reward/{k}" for k in (0, 2, 7, 9)]
     other = trainer.evaluate(EVAL_ROWS[:1], metric_key_prefix="test")
     assert other["test_reward"] == other["test_reward/2"] == 0.0
+
+
+def test_streams(make_trainer):
+    """As lists of their rows, again and again."""
+    stream = Dataset.from_list(EVAL_ROWS).to_iterable_dataset()
+    given = {"eval_reward_funcs": row_reward}
+    whole = make_trainer(eval_dataset=EVAL_ROWS, **given).evaluate()
+    trainer = make_trainer(eval_dataset=stream, **given)
+    both = make_trainer(eval_dataset={"a": stream, "b": EVAL_ROWS[:1]}, **given).evaluate()
+    assert trainer.eval_dataset is stream
+    for metrics in (trainer.evaluate(), trainer.evaluate(), trainer.evaluate(stream)):
+        assert metrics.keys() == whole.keys()
+        assert metrics["eval_reward"] == whole["eval_reward"] == 3.0
+    assert both["eval_a_reward"] == 3.0
+    assert both["eval_b_reward"] == 0.0
+
+
+def test_best_model_is_the_best_rewarded(make_trainer, tmp_path):
+    """Without metric_for_best_model, whose default in Trainer is a loss."""
+    options = {
+        "eval_dataset": EVAL_ROWS[:1],
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+    }
+    scores = iter([2.0, 7.0, 1.0])
+
+    def falling(completions, **columns):
+        return [next(scores) if completions[0] else 0.0] * len(completions)
+
+    trainer = make_trainer(max_steps=3, eval_reward_funcs=falling, **options)
+    assert trainer.args.metric_for_best_model == "reward"
+    trainer.train()
+    assert trainer.state.best_metric == 7.0
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss"])
+def test_evaluation_has_no_loss(make_trainer, name):
+    with pytest.raises(ValueError, match=f"metric_for_best_model must not be '{name}': .* 'reward"):
+        make_trainer(metric_for_best_model=name)
 
 
 def test_greedy_and_sampled(make_trainer, make_model):

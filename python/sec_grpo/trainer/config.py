@@ -42,6 +42,13 @@ class GRPOConfig(TrainingArguments):
         default="constant_with_warmup", metadata={"help": "Learning rate schedule."}
     )
     save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every X steps."})
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Metric of the best model, with load_best_model_at_end. Default: reward, the "
+            "mean reward of the evaluation."
+        },
+    )
 
     bf16: bool | None = field(
         default=None,
@@ -350,6 +357,7 @@ class GRPOConfig(TrainingArguments):
         check_types(self, GRPOConfig.__annotations__)
         check_ranges(self)
         self._follow_the_device()
+        self._name_the_best_metric()
         # The data loader is only a clock: setting it forward costs nothing and keeps the epoch.
         self.ignore_data_skip = False
         self.remove_unused_columns = False
@@ -366,6 +374,18 @@ class GRPOConfig(TrainingArguments):
         present = [name for name in names if hasattr(self, name)]
         if all(getattr(self, name) is None for name in present):
             setattr(self, present[0], on_gpu)
+
+    def _name_the_best_metric(self) -> None:
+        """The evaluation reward where Trainer would take a loss, which evaluation does not have."""
+        if self.metric_for_best_model in ("loss", "eval_loss"):
+            raise ValueError(
+                f"metric_for_best_model must not be {self.metric_for_best_model!r}: evaluation has "
+                "rewards and no loss. Leave it out for 'reward', or name a category: "
+                "'reward/easy'"
+            )
+        by_plateau = self.lr_scheduler_type == "reduce_lr_on_plateau"
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or by_plateau):
+            self.metric_for_best_model = "reward"
 
     def _scale(self) -> str:
         """`scale_rewards` by name: TRL also takes True and False, for group and none."""

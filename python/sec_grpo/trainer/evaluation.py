@@ -129,16 +129,25 @@ class Evaluator:
 
 
 def evaluation_prompts(dataset: Any, category: Category) -> dict[str, PromptDataset]:
-    """The data sets to evaluate by name; a single one has the name "", and None is none."""
+    """The data sets to evaluate by name; a single one has the name "", and None is none.
+
+    A stream is read to its end: every row of it is evaluated, each time.
+    """
     if dataset is None:
         return {}
     named = dataset if isinstance(dataset, Mapping) else {"": dataset}
     return {
         str(name): PromptDataset(
-            rows, category, argument=f"eval_dataset[{name!r}]" if name else "eval_dataset"
+            list(rows) if _is_stream(rows) else rows,
+            category,
+            argument=f"eval_dataset[{name!r}]" if name else "eval_dataset",
         )
         for name, rows in named.items()
     }
+
+
+def _is_stream(rows: Any) -> bool:
+    return hasattr(rows, "__iter__") and not hasattr(rows, "__len__")
 
 
 @dataclass(frozen=True)

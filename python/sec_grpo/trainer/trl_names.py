@@ -124,6 +124,7 @@ DIFFERENT_CONFIG: dict[str, str] = {
     "lr_scheduler_type": "constant_with_warmup, as usual in reinforcement learning",
     "num_completions_to_print": "4; None prints all",
     "num_generations_eval": "1, because evaluation is greedy by default (eval_temperature)",
+    "metric_for_best_model": "reward, where TRL takes the loss, which evaluation does not have",
     "remove_unused_columns": "False always: reward functions get every column",
     "save_steps": "100",
     "scale_rewards": "unset, which is group for the default estimator",
