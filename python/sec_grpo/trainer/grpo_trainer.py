@@ -78,11 +78,13 @@ from sec_grpo.trainer.setup import (
     refuse_unsupported_model,
     warn_of_estimator,
     warn_of_low_precision,
+    warn_of_router,
+    warn_of_sequence_ratio,
 )
 from sec_grpo.trainer.step_timer import StepTimer
+from sec_grpo.trainer.trl_attributes import TRLAttributes
 from sec_grpo.trainer.update import Pack, PolicyUpdate
 
-from sec_grpo.trainer.trl_attributes import TRLAttributes
 logger = logging.get_logger(__name__)
 
 
@@ -155,6 +157,7 @@ class GRPOTrainer(TRLAttributes, ResumableTrainer, PackedTrainer):
         self.generation_seed = args.seed if args.generation_seed is None else args.generation_seed
         self.curriculum = make_curriculum(curriculum, self._prompts, args, self.generation_seed)
         warn_of_estimator(self.curriculum.strategy, args)
+        warn_of_sequence_ratio(args)
         self._prompts.require_column(args.baseline_column, "baseline_column")
         processing_class = load_tokenizer(
             model, processing_class, trust_remote_code=args.trust_remote_code
@@ -188,6 +191,7 @@ class GRPOTrainer(TRLAttributes, ResumableTrainer, PackedTrainer):
         """Check the model, and make the parts that a step is made of."""
         args = self.args
         refuse_unsupported_model(self.model)
+        warn_of_router(self.model)
         if not self.is_deepspeed_enabled:  # which keeps weights in float32 beside them
             warn_of_low_precision(self.model, args.learning_rate)
         self.sharded = is_sharded(self)  # whether every forward is a collective of all processes

@@ -306,6 +306,30 @@ def warn_of_low_precision(model: torch.nn.Module, learning_rate: float) -> None:
         )
 
 
+def warn_of_sequence_ratio(args: GRPOConfig) -> None:
+    """Warn where the ratio of a sequence counts once for each of its tokens."""
+    if args.importance_sampling_level == "sequence" and args.loss_type in _SUMS_OF_TOKENS:
+        logger.warning(
+            "importance_sampling_level='sequence' with loss_type=%r weights every completion by "
+            "its length, because this loss is a sum over tokens; GSPO as it is published "
+            "(arXiv 2507.18071) is loss_type='grpo'",
+            args.loss_type,
+        )
+
+
+def warn_of_router(model: torch.nn.Module) -> None:
+    """Warn where TRL would add a mixture's own load-balancing loss."""
+    config = base_model(model).config.get_text_config()
+    coef = getattr(config, "router_aux_loss_coef", None) or 0.0
+    if coef and hasattr(config, "output_router_logits"):
+        logger.warning(
+            "router_aux_loss_coef=%g of the model's config has no effect: this trainer has no "
+            "load-balancing loss, which TRL adds by default. Freeze the router, or train with "
+            "sec_grpo.integrations.trl.CurriculumGRPOTrainer",
+            coef,
+        )
+
+
 def refuse_unsupported_model(model: torch.nn.Module) -> None:
     """Raise ValueError for what the trainer cannot sample from."""
     for name, config in (getattr(model, "peft_config", None) or {}).items():

@@ -32,7 +32,9 @@ class Absent(NamedTuple):
 
 ABSENT_CONFIG: dict[str, Absent] = {
     "router_aux_loss_coef": Absent(
-        None, "there is no load-balancing loss for mixtures of experts; freeze the router instead"
+        None,
+        "there is no load-balancing loss for mixtures of experts, not even the one that TRL adds "
+        "by default; freeze the router instead",
     ),
     "cast_lm_head_to_fp32": Absent(
         False,
@@ -115,16 +117,16 @@ DIFFERENT_CONFIG: dict[str, str] = {
     "ds3_gather_for_generation": "for FSDP2 as well",
     "entropy_coef": "a mean over the optimizer step's tokens; with grpo and sapo over completions",
     "generation_batch_size": "may be given together with steps_per_generation, if they agree",
-    "gradient_checkpointing": "on by default on a GPU, off on a CPU",
-    "logging_nan_inf_filter": "False: a NaN loss is shown",
     "generation_kwargs": "overrides what only the sampler reads: top_p, top_k, min_p, "
     "repetition_penalty, cache_implementation; no beams",
-    "logging_steps": "1, so that metrics.jsonl has every step",
+    "gradient_checkpointing": "on by default on a GPU, off on a CPU",
     "importance_sampling_level": "luspo needs 'sequence' and vespo 'token'; TRL warns",
+    "logging_nan_inf_filter": "False: a NaN loss is shown",
+    "logging_steps": "1, so that metrics.jsonl has every step",
     "lr_scheduler_type": "constant_with_warmup, as usual in reinforcement learning",
+    "metric_for_best_model": "reward, where TRL takes the loss, which evaluation does not have",
     "num_completions_to_print": "4; None prints all",
     "num_generations_eval": "1, because evaluation is greedy by default (eval_temperature)",
-    "metric_for_best_model": "reward, where TRL takes the loss, which evaluation does not have",
     "remove_unused_columns": "False always: reward functions get every column",
     "save_steps": "100",
     "scale_rewards": "unset, which is group for the default estimator",
