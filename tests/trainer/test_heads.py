@@ -172,18 +172,38 @@ def test_a_trained_adapter_is_part_of_the_reference(make_trainer, make_model):
         make_trainer(model=model, peft_config=config)
 
 
-@pytest.mark.parametrize(
-    "where", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}]
-)
-def test_lora_on_the_head(make_trainer, train, where):
+def test_lora_on_the_head(make_trainer, train):
     def model():
         return tiny("Qwen2", tie_word_embeddings=False)
 
-    config = lora(**{"target_modules": ["q_proj"], **where})
+    config = lora(target_modules=["q_proj", "lm_head"])
     with pytest.raises(ValueError, match="plain linear lm_head, got .*lm_head out of the LoRA"):
         make_trainer(model=model(), peft_config=config)
     _, gradients, _ = train(model(), peft_config=config, fused_lm_head=False)
     assert any("lm_head" in name for name in gradients[0])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_a_whole_head_beside_an_adapter(train, beta, tmp_path):
+    """The copy that PEFT trains is what is fused; the reference has the head from before."""
+    runs = {}
+    for fused in (True, False):
+        config = lora(target_modules=["q_proj"], modules_to_save=["lm_head"])
+        model = tiny("Qwen2", tie_word_embeddings=False)
+        options = {"peft_config": config, "beta": beta, "max_steps": 3}
+        folder = str(tmp_path / str(fused))
+        runs[fused] = train(model, fused_lm_head=fused, output_dir=folder, **options)
+    trained = [name for name in runs[True][1][0] if "lm_head" in name]
+    assert trained == ["base_model.model.lm_head.modules_to_save.default.weight"]
+    for found, expected in zip(runs[True][1], runs[False][1], strict=True):
+        assert found.keys() == expected.keys()
+        for name in found:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
+        assert found[trained[0]].norm() > 1e-3
+    if beta:
+        found, expected = (runs[fused][2][2]["kl"] for fused in (True, False))
+        assert found == pytest.approx(expected, rel=1e-3)
+        assert found > 1e-7
 
 
 def test_modules_to_save_beside_the_head(train):

@@ -42,6 +42,18 @@ def decoder(model: nn.Module) -> Any:
     return inner.base_model if found is None or found is inner else found
 
 
+def output_head(model: nn.Module) -> Any:
+    """The module that makes the logits; of an lm_head in PEFT's modules_to_save the copy in use."""
+    head: Any = base_model(model).get_output_embeddings()
+    if hasattr(head, "modules_to_save") and hasattr(head, "original_module"):
+        active = head.active_adapter
+        active = [active] if isinstance(active, str) else list(active)
+        is_on = active and not head.disable_adapters
+        is_on = is_on and all(name in head.modules_to_save for name in active)
+        head = head.modules_to_save[active[0]] if is_on else head.original_module
+    return head
+
+
 def lm_head(model: nn.Module) -> LMHead:
     """The model's head.
 
@@ -49,15 +61,14 @@ def lm_head(model: nn.Module) -> LMHead:
         ValueError: the output embedding is not a plain linear layer, for example because LoRA was
             put on it, whose update would otherwise be ignored.
     """
-    inner = base_model(model)
-    head = inner.get_output_embeddings()
+    head = output_head(model)
     if not is_plain_linear(head):
         raise ValueError(
             f"fused_lm_head needs a plain linear lm_head, got {type(head).__name__}. Leave the "
-            "lm_head out of the LoRA target_modules (and modules_to_save), or set "
+            "lm_head out of the LoRA target_modules (modules_to_save trains all of it), or set "
             "fused_lm_head=False"
         )
-    config = inner.config.get_text_config()
+    config = base_model(model).config.get_text_config()
     logit_scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
     return LMHead(
@@ -149,7 +160,7 @@ def call_head(
     `function` would find a shard of the weight. What is returned is all that may be differentiated:
     FSDP casts it to its output dtype.
     """
-    head = base_model(model).get_output_embeddings()
+    head = output_head(model)
     result: torch.Tensor = call_through(head, head, function, hidden)
     return result
 
