@@ -38,8 +38,9 @@ ABSENT_CONFIG: dict[str, Absent] = {
     ),
     "cast_lm_head_to_fp32": Absent(
         False,
-        "the fused head accumulates and keeps logits in float32 whatever its weight's dtype, which "
-        "is float32 unless model_init_kwargs asks for another",
+        "the fused head accumulates and keeps logits in float32; what is multiplied is rounded to "
+        "bfloat16 with bf16=True, and is float32 with bf16=False, as the weights are unless "
+        "model_init_kwargs asks for another",
     ),
     "shuffle_dataset": Absent(
         True,
