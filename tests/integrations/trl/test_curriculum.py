@@ -266,6 +266,16 @@ def test_trainers_that_drop_completions_are_refused(make, tmp_path) -> None:
         trainer.train()
 
 
+def test_the_order_of_the_data_set_is_not_kept_in_silence(make, tmp_path, monkeypatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("sec_grpo.integrations.trl.trainer.logger.warning", seen.append)
+    make(tmp_path, shuffle_dataset=True)
+    assert not seen
+    make(tmp_path, shuffle_dataset=False)
+    assert len(seen) == 1
+    assert "shuffle_dataset=False has no effect" in seen[0]
+
+
 def test_bad_arguments_are_named_before_the_model_is_touched(make, rows, tmp_path) -> None:
     stream = Dataset.from_list(rows).to_iterable_dataset()
     for match, options in {

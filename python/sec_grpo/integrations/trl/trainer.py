@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.utils import logging
 from trl import GRPOTrainer
 
 from sec_grpo.curriculum import Curriculum, Strategy
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from trl import GRPOTrainer as _Trainer
 else:
     _Trainer = object
+
+logger = logging.get_logger(__name__)
 
 
 class CurriculumMixin(_Trainer):
@@ -80,6 +83,11 @@ class CurriculumMixin(_Trainer):
         )
         super().__init__(*args, **kwargs)
         check_attributes(self)
+        if not self.args.shuffle_dataset:
+            logger.warning(
+                "shuffle_dataset=False has no effect: the curriculum draws the prompts, in its own "
+                "order. curriculum='ordered' goes from category to category"
+            )
         self._shared = DistributedCurriculum(self.curriculum, accelerator=self.accelerator)
         self._rewards_per_func: torch.Tensor | None = None
 
