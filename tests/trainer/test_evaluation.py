@@ -80,6 +80,18 @@ def test_streams(make_trainer):
     assert both["eval_b_reward"] == 0.0
 
 
+def test_one_of_several_sets(make_trainer):
+    named = {"a": EVAL_ROWS, "b": EVAL_ROWS[:1]}
+    trainer = make_trainer(eval_dataset=named, eval_reward_funcs=row_reward)
+    metrics = trainer.evaluate("b")
+    assert metrics.pop("eval_runtime") > 0
+    assert metrics == {"eval_reward": 0.0, "eval_reward/2": 0.0}
+    with pytest.raises(ValueError, match="no eval_dataset 'c'; the trainer has a, b"):
+        trainer.evaluate("c")
+    with pytest.raises(ValueError, match="no eval_dataset 'c'; the trainer has none with a name"):
+        make_trainer(eval_dataset=EVAL_ROWS).evaluate("c")
+
+
 def test_best_model_is_the_best_rewarded(make_trainer, tmp_path):
     """Without metric_for_best_model, whose default in Trainer is a loss."""
     options = {

@@ -146,6 +146,14 @@ def evaluation_prompts(dataset: Any, category: Category) -> dict[str, PromptData
     }
 
 
+def named_prompts(prompts: Mapping[str, PromptDataset], name: str) -> PromptDataset:
+    """One of several evaluation sets; ValueError where none has the name."""
+    if name not in prompts:
+        known = ", ".join(filter(None, prompts)) or "none with a name"
+        raise ValueError(f"evaluate has no eval_dataset {name!r}; the trainer has {known}")
+    return prompts[name]
+
+
 def _is_stream(rows: Any) -> bool:
     return hasattr(rows, "__iter__") and not hasattr(rows, "__len__")
 

@@ -48,7 +48,13 @@ from sec_grpo.trainer.critic import (
 )
 from sec_grpo.trainer.encoding import Encoder
 from sec_grpo.trainer.entropy import EntropyBonus
-from sec_grpo.trainer.evaluation import Evaluator, by_category, evaluation_prompts, joined
+from sec_grpo.trainer.evaluation import (
+    Evaluator,
+    by_category,
+    evaluation_prompts,
+    joined,
+    named_prompts,
+)
 from sec_grpo.trainer.layout import Layout, find_layout
 from sec_grpo.trainer.memory import advice_on_memory
 from sec_grpo.trainer.metrics import MetricStore
@@ -425,7 +431,8 @@ class GRPOTrainer(TRLAttributes, ResumableTrainer, PackedTrainer):
         """Mean evaluation reward, in all and per category.
 
         Args:
-            eval_dataset: rows to evaluate instead of the trainer's `eval_dataset`.
+            eval_dataset: rows to evaluate instead of the trainer's `eval_dataset`; or the name of
+                one of several that it has.
             metric_key_prefix: put before every metric's name.
 
         Returns:
@@ -433,7 +440,9 @@ class GRPOTrainer(TRLAttributes, ResumableTrainer, PackedTrainer):
             several data sets each, as `eval_{name}_reward`.
         """
         prompts = self._eval_prompts
-        if eval_dataset is not None:
+        if isinstance(eval_dataset, str):
+            prompts = {"": named_prompts(prompts, eval_dataset)}
+        elif eval_dataset is not None:
             prompts = evaluation_prompts(eval_dataset, self._category)
         if not prompts:
             raise ValueError("evaluate needs an eval_dataset, here or in the trainer")
