@@ -129,6 +129,16 @@ def test_entropy_coefficient_is_the_present_one(make_trainer):
     assert trainer.entropy_coef == pytest.approx(0.01 + 2 * 0.25)
 
 
+def test_model_card_names_the_data_set(make_trainer, tmp_path):
+    """By the argument that a script written for TRL gives to `push_to_hub`."""
+    trainer = make_trainer()
+    trainer.train()
+    trainer.create_model_card(model_name="sorter", dataset_name="letters")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "# sorter" in card
+    assert "on the letters dataset" in card
+
+
 def test_no_reward_function(make_model, tokenizer):
     with pytest.raises(ValueError, match="reward_funcs is empty: pass at least one"):
         GRPOTrainer(make_model(), train_dataset=[{"prompt": "a"}] * 8, processing_class=tokenizer)

@@ -1,4 +1,4 @@
-"""Attributes of TRL's GRPOTrainer that callbacks, subclasses and scripts read."""
+"""Attributes and arguments of TRL's GRPOTrainer that callbacks, subclasses and scripts use."""
 
 from __future__ import annotations
 
@@ -67,6 +67,15 @@ class TRLAttributes:
 
     aux_loss_enabled = False
     """There is no load-balancing loss for mixtures of experts."""
+
+    def create_model_card(self, *args: Any, dataset_name: Any = None, **kwargs: Any) -> None:
+        """Write the model card; `dataset_name`, which `push_to_hub` hands on, is TRL's argument.
+
+        Trainer calls it `dataset`.
+        """
+        if dataset_name is not None:
+            kwargs["dataset"] = dataset_name
+        super().create_model_card(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def epsilon_high(self) -> float:
