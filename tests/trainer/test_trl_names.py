@@ -73,12 +73,26 @@ def test_absent_arguments_at_trls_default_are_taken(tmp_path, name):
     assert not hasattr(config, name)
 
 
+def test_a_whole_config_of_trl(trl, tmp_path):
+    """Everything that TRL has resolved, as from a config that was saved."""
+    module = trl[1]
+    saved = module.GRPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, num_generations=4, top_k=9
+    ).to_dict()
+    own = {f.name for f in dataclasses.fields(module.GRPOConfig) if f.init}
+    config = GRPOConfig(**{name: value for name, value in saved.items() if name in own})
+    assert (config.num_generations, config.top_k, config.num_generations_eval) == (4, 9, 1)
+    assert config.generation_batch_size == saved["generation_batch_size"] == 8
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        ({"pad_to_multiple_of": 8}, "no pad_to_multiple_of .got 8.: rows are sorted"),
         ({"use_vllm": True}, "no use_vllm .got True.: .*CurriculumGRPOTrainer"),
         ({"vllm_mode": "server"}, "no vllm_mode"),
         ({"max_prompt_length": 512}, "no max_prompt_length .got 512.: shorten prompts"),
+        ({"shuffle_dataset": None}, "no shuffle_dataset .got None."),
         ({"shuffle_dataset": False}, "drawn by the curriculum: curriculum='ordered'"),
         ({"use_transformers_paged": True}, "set use_transformers_continuous_batching"),
         ({"router_aux_loss_coef": 0.1}, "no load-balancing loss"),

@@ -322,7 +322,8 @@ class GRPOConfig(TrainingArguments):
         default=0.0, metadata={"help": "Sampling temperature of evaluation; 0 is greedy."}
     )
     num_generations_eval: int = field(
-        default=1, metadata={"help": "Completions per prompt in evaluation, whose mean counts."}
+        default=1,
+        metadata={"help": "Completions per prompt in evaluation, whose mean counts; None is 1."},
     )
     check_reward_funcs: bool = field(
         default=True,
@@ -354,6 +355,8 @@ class GRPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         check_choice("advantage_estimator", self.advantage_estimator, tuple(DEFAULT_SCALES))
         self.scale_rewards = self._scale()
+        if self.num_generations_eval is None:  # TRL's default
+            self.num_generations_eval = 1
         check_types(self, GRPOConfig.__annotations__)
         check_ranges(self)
         self._follow_the_device()

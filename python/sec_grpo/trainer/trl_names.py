@@ -28,6 +28,8 @@ class Absent(NamedTuple):
     default: Any
     """TRL's default, which is accepted"""
     instead: str
+    resolved: tuple[Any, ...] = ()
+    """what TRL's config puts in the default's place; accepted too"""
 
 
 ABSENT_CONFIG: dict[str, Absent] = {
@@ -48,7 +50,7 @@ ABSENT_CONFIG: dict[str, Absent] = {
         "None draws every prompt equally often",
     ),
     "pad_to_multiple_of": Absent(
-        "auto", "rows are sorted by length, or laid end to end; set padding_free"
+        "auto", "rows are sorted by length, or laid end to end; set padding_free", (None,)
     ),
     "max_tool_calling_iterations": Absent(None, _TOOLS),
     "log_multimodal": Absent(True, "prompts are text"),
@@ -97,7 +99,7 @@ def explain_absent(absent: dict[str, Absent], given: dict[str, Any], owner: str)
     for name, value in given.items():
         if name not in absent:
             kept[name] = value
-        elif value != absent[name].default:
+        elif value not in (absent[name].default, *absent[name].resolved):
             raise ValueError(f"{owner} has no {name} (got {value!r}): {absent[name].instead}")
     return kept
 
