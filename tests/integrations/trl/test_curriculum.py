@@ -289,7 +289,7 @@ def test_bad_arguments_are_named_before_the_model_is_touched(make, rows, tmp_pat
     }.items():
         with pytest.raises(ValueError, match=match):
             make(tmp_path, model=object(), **options)
-    with pytest.raises(ValueError, match="train_dataset must be a datasets.Dataset, got NoneType"):
+    with pytest.raises(ValueError, match="train_dataset is missing: .* environment makes"):
         CurriculumGRPOTrainer(object(), lambda **_: [])
     with pytest.raises(TypeError, match="unexpected keyword argument 'curiculum'"):
         make(tmp_path, model=object(), curiculum="sec")

@@ -26,9 +26,14 @@ def curriculum_of(
     """The curriculum over the rows of train_dataset that the trainer's arguments stand for.
 
     Raises:
-        ValueError, TypeError: the data set has no random access, has no such category, or the
-            strategy is unknown or refuses its parameters.
+        ValueError, TypeError: the data set is missing, has no random access or no such category, or
+            the strategy is unknown or refuses its parameters.
     """
+    if train_dataset is None:
+        raise ValueError(
+            "train_dataset is missing: a curriculum draws rows by their index. Prompts that an "
+            "environment makes itself are for trl.GRPOTrainer"
+        )
     if not (hasattr(train_dataset, "__len__") and hasattr(train_dataset, "__getitem__")):
         raise ValueError(
             f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}: a "
