@@ -125,7 +125,7 @@ DIFFERENT_CONFIG: dict[str, str] = {
     "gradient_checkpointing": "on by default on a GPU, off on a CPU",
     "importance_sampling_level": "luspo needs 'sequence' and vespo 'token'; TRL warns",
     "logging_nan_inf_filter": "False: a NaN loss is shown",
-    "logging_steps": "1, so that metrics.jsonl has every step",
+    "logging_steps": "1, so that metrics.jsonl has every step; a checkpoint logs too",
     "lr_scheduler_type": "constant_with_warmup, as usual in reinforcement learning",
     "metric_for_best_model": "reward, where TRL takes the loss, which evaluation does not have",
     "num_completions_to_print": "4; None prints all",
