@@ -278,14 +278,29 @@ def vespo_weights(
     return (rate + k * log_w - rate * log_w.exp()).exp()
 
 
-def clipped_objective(ratio: Tensor, adv: Tensor, spec: PolicyLossSpec) -> Tensor:
-    """min(ratio A, clip(ratio) A), from below bounded by cap A where A < 0."""
-    clipped = ratio.clamp(1 - spec.epsilon_low, 1 + spec.epsilon_high)
-    objective = torch.minimum(ratio * adv, clipped * adv)
-    if spec.negative_cap is None:
-        return objective
-    floor = spec.negative_cap * adv
-    return torch.where((adv < 0) & (objective < floor), floor, objective)
+class Clip(NamedTuple):
+    """What `clipped_objective` finds of each token, all (N,); only the objective has a gradient."""
+
+    objective: Tensor
+    low: Tensor
+    high: Tensor
+    capped: Tensor
+
+
+def clipped_objective(ratio: Tensor, adv: Tensor, spec: PolicyLossSpec) -> Clip:
+    """min(ratio A, clip(ratio) A), from below bounded by cap A where A < 0.
+
+    Where the bound is the smaller one, it stands in the ratio's place: a constant.
+    """
+    lowest, highest, cap = 1 - spec.epsilon_low, 1 + spec.epsilon_high, spec.negative_cap
+    falls, rises = adv < 0, adv > 0
+    low, high = (ratio < lowest) & falls, (ratio > highest) & rises
+    bounded = torch.where(low | high, ratio.detach().clamp(lowest, highest), ratio)
+    capped = torch.zeros_like(low)
+    if cap is not None:
+        capped = (ratio > cap) & falls
+        bounded = torch.where(capped, cap, bounded)
+    return Clip(bounded * adv, low, high, capped)
 
 
 class TokenLosses(NamedTuple):
@@ -327,11 +342,7 @@ def token_losses(logprobs: Tensor, inputs: PolicyInputs, spec: PolicyLossSpec) -
         phi = vespo_weights(token_log_ratio, adv, inputs, spec)
         objective = phi * adv * logp
     else:
-        objective = clipped_objective(ratio, adv, spec)
-        low_clipped = (ratio < 1 - spec.epsilon_low) & (adv < 0)
-        high_clipped = (ratio > 1 + spec.epsilon_high) & (adv > 0)
-        if spec.negative_cap is not None:
-            capped = (ratio > spec.negative_cap) & (adv < 0)
+        objective, low_clipped, high_clipped, capped = clipped_objective(ratio, adv, spec)
     if inputs.policy_weights is not None:
         objective = objective * inputs.kept(inputs.policy_weights, dtype)
 
@@ -351,32 +362,43 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss (scalar) and metrics of flat tokens (N,)."""
     dtype = accumulation_dtype(logprobs)
-    mask = inputs.mask
     tokens = token_losses(logprobs, inputs, spec)
-    weights = token_weights(spec, denominators, mask, inputs.seq_index, inputs.num_sequences, dtype)
-    loss = (weights * tokens.loss).sum()
+    weights = token_weights(
+        spec, denominators, inputs.mask, inputs.seq_index, inputs.num_sequences, dtype
+    )
+    return (weights * tokens.loss).sum(), token_metrics(tokens, inputs, dtype)
 
-    num_tokens = mask.sum()
 
-    def mean(values: Tensor) -> Tensor:
-        return inputs.kept(values.detach(), dtype).sum() / num_tokens.clamp(min=1)
+@torch.no_grad()
+def token_metrics(
+    tokens: TokenLosses, inputs: PolicyInputs, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The metrics of `policy_loss`, over unmasked tokens."""
+    num_tokens = inputs.mask.sum()
 
-    ratio = tokens.ratio.detach()
-    smallest = torch.cat([ratio.new_full((1,), torch.inf), ratio.where(mask, torch.inf)]).amin()
+    def mean(total: Tensor) -> Tensor:
+        return total.to(dtype) / num_tokens.clamp(min=1)
+
+    # Masked tokens need no second mask here: without an advantage they are not clipped, and their
+    # KL is 0. Low and high exclude each other.
+    low, high = tokens.low_clipped.sum(), tokens.high_clipped.sum()
+    ratio = inputs.kept(tokens.ratio, dtype)
+    smallest = torch.where(inputs.mask, tokens.ratio, torch.inf)
+    smallest = torch.cat([smallest.new_full((1,), torch.inf), smallest]).amin()
     metrics = {
-        "clip_ratio/low_mean": mean(tokens.low_clipped),
-        "clip_ratio/high_mean": mean(tokens.high_clipped),
-        "clip_ratio/region_mean": mean(tokens.low_clipped | tokens.high_clipped),
-        "clip_ratio/cap_mean": mean(tokens.capped),
-        "ratio/mean": mean(ratio),
-        "ratio/max": torch.cat([ratio.new_zeros(1), torch.where(mask, ratio, 0.0)]).amax(),
+        "clip_ratio/low_mean": mean(low),
+        "clip_ratio/high_mean": mean(high),
+        "clip_ratio/region_mean": mean(low + high),
+        "clip_ratio/cap_mean": mean(tokens.capped.sum()),
+        "ratio/mean": mean(ratio.sum()),
+        "ratio/max": torch.cat([ratio.new_zeros(1), ratio]).amax(),
         "ratio/min": torch.where(num_tokens > 0, smallest, 0.0),
-        "kl": mean(tokens.kl),
+        "kl": mean(tokens.kl.sum()),
         "num_tokens": num_tokens,
     }
     if tokens.phi is not None:
-        metrics["vespo/phi_mean"] = mean(tokens.phi)
-    return loss, metrics
+        metrics["vespo/phi_mean"] = mean(inputs.kept(tokens.phi, dtype).sum())
+    return metrics
 
 
 def linear_logprob(

@@ -59,6 +59,22 @@ def test_gradient_and_metrics_by_hand():
     assert not any(value.requires_grad for value in metrics.values())
 
 
+@pytest.mark.parametrize("ratios", [[2.0, 3.0, 2.5], [0.5, 0.25, 0.5]])
+def test_a_masked_token_is_in_no_statistic_of_the_ratio(ratios):
+    # Inside the masked token's ratio is 1, outside the range of the others.
+    ratio = torch.tensor([[ratios[0], torch.nan, *ratios[1:]]])
+    _, _, metrics = run(
+        ratio.log(),
+        torch.tensor([1.0]),
+        None,
+        mask=torch.tensor([[1, 0, 1, 1]]),
+        old_logprobs=torch.zeros(1, 4),
+    )
+    assert metrics["ratio/min"].item() == pytest.approx(min(ratios))
+    assert metrics["ratio/max"].item() == pytest.approx(max(ratios))
+    assert metrics["ratio/mean"].item() == pytest.approx(sum(ratios) / 3)
+
+
 def test_two_sided_clip_bounds_a_bad_token():
     # The last token's 3 becomes delta = 2, without gradient.
     loss, gradient, _ = run(old_logprobs=OLD, delta=2.0)
@@ -343,7 +359,10 @@ def test_huge_log_ratios_stay_finite(kl_type):
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_padded_equals_packed_and_masked_entries_may_be_nan(loss_type, level, packed_case):
+@pytest.mark.parametrize("corrected", [False, True])
+def test_padded_equals_packed_and_masked_entries_may_be_nan(
+    loss_type, level, corrected, packed_case
+):
     case = packed_case
     longest = max(case["lengths"])
     mask = torch.arange(longest) < torch.tensor(case["lengths"])[:, None]
@@ -357,6 +376,7 @@ def test_padded_equals_packed_and_masked_entries_may_be_nan(loss_type, level, pa
         "loss_type": loss_type,
         "importance_sampling_level": level,
         "beta": 0.1,
+        "kl_bias_correction": corrected,
         "max_completion_length": 8,
     }
     advantages = torch.from_numpy(case["advantages"])

@@ -160,7 +160,8 @@ class Layout:
         """(N,) bool, all true without a mask."""
         if self.mask is None:
             return torch.ones(self.num_tokens, dtype=torch.bool, device=device)
-        return self.mask.reshape(-1) != 0
+        flat = self.mask.reshape(-1)
+        return flat if flat.dtype == torch.bool else flat != 0
 
     def offsets(self, device: torch.device) -> Tensor:
         """(B + 1,) int64 offsets of the sequences in the flat tensor."""
@@ -169,8 +170,14 @@ class Layout:
         length = self.shape[1]
         return torch.arange(self.num_sequences + 1, device=device) * length
 
+    def spread_rows(self, values: Tensor) -> Tensor:
+        """(N,) of padded tokens, from one value per sequence (B,)."""
+        return values[:, None].expand(self.shape).reshape(-1)
+
     def seq_index(self, device: torch.device) -> Tensor:
         """(N,) int64 sequence of each token; no synchronisation."""
+        if self.cu_seqlens is None:
+            return self.spread_rows(torch.arange(self.num_sequences, device=device))
         positions = torch.arange(self.num_tokens, device=device)
         return torch.searchsorted(self.offsets(device)[1:].contiguous(), positions, right=True)
 

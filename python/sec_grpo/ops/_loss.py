@@ -227,9 +227,11 @@ class LossTensors:
 
 def spread(tensor: Tensor, layout: _checks.Layout) -> Tensor:
     """(N,) per token, from one value per token or per sequence."""
-    if tuple(tensor.shape) == (layout.num_sequences,):
-        return tensor[layout.seq_index(tensor.device)]
-    return tensor.reshape(-1)
+    if tuple(tensor.shape) != (layout.num_sequences,):
+        return tensor.reshape(-1)
+    if layout.cu_seqlens is None:
+        return layout.spread_rows(tensor)
+    return tensor[layout.seq_index(tensor.device)]
 
 
 def _log_sequence_weights(weights: Tensor, layout: _checks.Layout) -> Tensor:
