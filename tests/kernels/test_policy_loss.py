@@ -131,6 +131,41 @@ def test_gspo_by_hand():
     assert metrics["clip_ratio/high_mean"].item() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gspo_is_gspo_token_where_nothing_is_per_token(weighted, packed_case):
+    case = packed_case
+    logp = torch.from_numpy(case["logp"]).requires_grad_()
+    old, adv = torch.from_numpy(case["old"]), torch.from_numpy(case["advantages"])
+    weights = torch.linspace(0.5, 2.0, len(logp), dtype=torch.float64)
+    lengths = [length for length in case["lengths"] if length > 0]
+    loss, start = 0.0, 0
+    for length, a in zip(lengths, adv[torch.tensor(case["lengths"]) > 0], strict=True):
+        tokens = slice(start, start := start + length)
+        # Every token moves its own copy of the sequence's ratio, as verl has it.
+        ratio = (logp[tokens] - old[tokens]).mean().exp().detach()
+        ratio = ratio * (logp[tokens] - logp[tokens].detach()).exp()
+        objective = torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a)
+        loss -= (objective * weights[tokens] if weighted else objective).mean() / len(lengths)
+    loss.backward()
+    found, gradient, _ = run(
+        torch.from_numpy(case["logp"]),
+        adv,
+        case["cu_seqlens"],
+        old_logprobs=old,
+        is_weights=weights if weighted else None,
+        loss_type="grpo",
+        importance_sampling_level="sequence",
+        num_sequences_in_batch=len(lengths),
+    )
+    assert gradient.count_nonzero() > 0
+    assert found == pytest.approx(loss.item(), rel=1e-12)
+    assert torch.allclose(gradient, logp.grad, rtol=1e-12) is not weighted
+    # Weights of tokens only move the gradient from one token of a sequence to another.
+    for total in (gradient, logp.grad):
+        assert total[:3].sum().item() == pytest.approx(logp.grad[:3].sum().item(), rel=1e-12)
+        assert total[4:].sum().item() == pytest.approx(logp.grad[4:].sum().item(), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("kl_type", "value", "slope"),
     [
