@@ -59,10 +59,11 @@ def _kl(logp, ref, KL: tl.constexpr):
         slope = logp - ref
         value = slope * slope * 0.5
     else:
-        log_ratio = tl.minimum(ref - logp, _MAX_LOG_RATIO, _KEEP_NAN)
-        ratio = tl.exp(log_ratio)
-        value = ratio - log_ratio - 1.0
-        slope = tl.where(ref - logp > _MAX_LOG_RATIO, 0.0, 1.0 - ratio)
+        x = tl.minimum(ref - logp, _MAX_LOG_RATIO, _KEEP_NAN)
+        # Near 0 by the series of exp: the difference of float32 numbers has no digits left there.
+        series = x * x * (0.5 + x * (1 / 6 + x * (1 / 24)))
+        value = tl.where(tl.abs(x) < 0.0625, series, tl.exp(x) - x - 1.0)
+        slope = tl.where(ref - logp > _MAX_LOG_RATIO, 0.0, -(value + x))
     return value, slope
 
 

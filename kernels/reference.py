@@ -193,7 +193,8 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kl_type: str) -> Tensor:
     if kl_type == "k2":
         return (logprobs - ref_logprobs) ** 2 / 2
     log_ratio = cap_log_ratio(ref_logprobs - logprobs)
-    return log_ratio.exp() - log_ratio - 1
+    # expm1: near the reference exp(x) - x - 1 in float32 has no digits left, and may be negative.
+    return log_ratio.expm1() - log_ratio
 
 
 def token_weights(

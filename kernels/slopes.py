@@ -65,4 +65,4 @@ def _kl_slope(logp: Tensor, ref: Tensor, kl_type: str) -> Tensor:
     if kl_type == "k2":
         return logp - ref
     log_ratio = ref - logp
-    return torch.where(log_ratio > MAX_LOG_RATIO, 0.0, 1 - cap_log_ratio(log_ratio).exp())
+    return torch.where(log_ratio > MAX_LOG_RATIO, 0.0, -cap_log_ratio(log_ratio).expm1())

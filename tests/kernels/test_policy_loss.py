@@ -188,6 +188,20 @@ def test_kl_by_hand(kl_type, value, slope):
     assert metrics["kl"].item() == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.parametrize("distance", [2.0**-12, -(2.0**-12), 2.0**-6, 0.375, -0.625])
+def test_k3_keeps_its_digits_near_the_reference(distance):
+    # Distances that float32 holds exactly. exp(x) - x - 1 there is off by as much as 6e-8, the
+    # value of the first two is 3e-8; half a last digit of expm1(x) is 5e-4 of it.
+    logp = torch.full((1, 1), -1.0, requires_grad=True)
+    loss, metrics = policy_loss(
+        logp, torch.zeros(1), ref_logprobs=torch.tensor([[-1.0 + distance]]), beta=1.0
+    )
+    loss.backward()
+    assert metrics["kl"].item() == pytest.approx(math.expm1(distance) - distance, rel=1e-3)
+    # The reference's gradient is autograd's: exact to float32 at 1.
+    assert logp.grad.item() == pytest.approx(-math.expm1(distance), abs=1.2e-7)
+
+
 def test_on_policy_ratio_is_exactly_one_and_its_gradient_flows():
     logp = torch.tensor([-1.0, -1e-7, -321.5, -0.3, -55.0])
     loss, gradient, metrics = run(logp)

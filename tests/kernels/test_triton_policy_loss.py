@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -106,6 +107,23 @@ def test_every_combination(loss_type, level, masked, triton_device, poisoned_mem
             "upstream": -2.5,
         }
         assert_matches_truth(triton_device, call)
+
+
+@pytest.mark.parametrize("distance", [2.0**-12, -(2.0**-12), 15 / 256, -15 / 256, 0.625])
+def test_k3_keeps_its_digits_near_the_reference(distance, triton_device):
+    # Distances that float32 holds exactly, on both sides of where the series ends. The first term
+    # it leaves out is 4e-6 of the value there.
+    logp = torch.full((1, 1), -1.0, device=triton_device, requires_grad=True)
+    loss, metrics = policy_loss(
+        logp,
+        torch.zeros(1, device=triton_device),
+        ref_logprobs=torch.full((1, 1), -1.0 + distance, device=triton_device),
+        beta=1.0,
+        backend="triton",
+    )
+    loss.backward()
+    assert metrics["kl"].item() == pytest.approx(math.expm1(distance) - distance, rel=5e-6)
+    assert logp.grad.item() == pytest.approx(-math.expm1(distance), rel=1e-6)
 
 
 @pytest.mark.parametrize(
