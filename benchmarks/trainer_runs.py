@@ -70,9 +70,9 @@ SHAPES = {
     shape.name: shape
     for shape in (
         # Vocabulary to hidden size as in Qwen2.5-0.5B.
-        Shape("scaled", 64, 4, 4, 2, 352, 10848, prompt=16, completion=64, rows=32),
-        Shape("qwen2.5-0.5b", 896, 24, 14, 2, 4864, 151936, prompt=256, completion=2048, rows=64),
-        Shape("qwen2.5-1.5b", 1536, 28, 12, 2, 8960, 151936, prompt=256, completion=2048, rows=64),
+        Shape("scaled", 64, 4, 4, 2, 352, 10848, prompt=16, completion=64, rows=40),
+        Shape("qwen2.5-0.5b", 896, 24, 14, 2, 4864, 151936, prompt=256, completion=2048, rows=40),
+        Shape("qwen2.5-1.5b", 1536, 28, 12, 2, 8960, 151936, prompt=256, completion=2048, rows=40),
     )
 }
 
@@ -98,7 +98,7 @@ def make_batch(shape: Shape, lengths: str, seed: int = 0) -> Batch:
         drawn = torch.exp(torch.randn(shape.rows, generator=generator) * 0.8)
         sizes = (drawn * shape.completion / 4).long().clamp(1, shape.completion)
     groups = shape.rows // G
-    num_dead = round(0.4 * groups) if "dead" in lengths else 0
+    num_dead = 2 * groups // 5 if "dead" in lengths else 0
     dead = torch.randperm(groups, generator=generator)[:num_dead].tolist()
     # Half of each group succeeds; token 1 ends a completion.
     rewards = [0.0 if row // G in dead else float(row % 2) for row in range(shape.rows)]
