@@ -266,3 +266,8 @@ def test_several_completions_a_row(make_trainer):
     assert len({text for _, text in seen}) > 3
     with pytest.raises(ValueError, match="eval_temperature must be above 0 with num_generations_"):
         make_trainer(num_generations_eval=4)
+
+
+def test_predict_says_what_there_is_instead(make_trainer):
+    with pytest.raises(NotImplementedError, match=r"evaluate\(\) scores .* `sec-grpo eval`"):
+        make_trainer().predict([{"prompt": "a"}])

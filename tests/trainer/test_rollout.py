@@ -328,7 +328,7 @@ def test_continuous_batching_samples_the_same_policy(make_model):
 def test_continuous_batching_in_training(make_trainer, tmp_path):
     trainer = make_trainer(
         use_transformers_continuous_batching=True,
-        transformers_continuous_batching_config={"page_size": 32},
+        transformers_continuous_batching_config={"max_batch_tokens": 256},
         eval_dataset=[{"prompt": "abc", "difficulty": 0}],
     )
     trainer.train()

@@ -422,6 +422,13 @@ class GRPOTrainer(TRLAttributes, ResumableTrainer, PackedTrainer):
 
     # ---- Evaluation ---------------------------------------------------------------------------
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: there are no labels to predict."""
+        raise NotImplementedError(
+            "predict has no meaning for a trainer whose data are prompts; evaluate() scores "
+            "completions of a data set, and `sec-grpo eval` writes them to a file"
+        )
+
     def evaluate(
         self,
         eval_dataset: Any = None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +119,12 @@ def sample_by_continuous_batching(
     # Sampling parameters that it does not know are an error, not left out.
     given: dict[str, Any] = {"seed": seed, "drop_unsupported_processors": False}
     if device.type == "cpu":
-        page = options.get("page_size", 64)
+        page_size = _page_size_name(ContinuousBatchingConfig)
+        page = options.get(page_size, 64)
         pages = sum(
             -(-(len(ids) + generation_config.max_new_tokens) // page) + 1 for ids in prompt_ids
         )
-        given |= {"page_size": page, "num_blocks": pages, "max_batch_tokens": 512}
+        given |= {page_size: page, "num_blocks": pages, "max_batch_tokens": 512}
     else:
         given["max_memory_percent"] = 0.5
     config = copy.deepcopy(generation_config)
@@ -150,6 +152,12 @@ def sample_by_continuous_batching(
             "use_transformers_continuous_batching=False"
         )
     return [cut_at_end(output.generated_tokens, generation_config, None) for output in outputs]
+
+
+def _page_size_name(config_class: type) -> str:
+    """What transformers' release calls a page's tokens."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return "page_size" if "page_size" in names else "block_size"
 
 
 @contextlib.contextmanager
