@@ -93,9 +93,30 @@ def test_policy_loss(benchmark, device, backend):
     measure(benchmark, call, device, tokens=65536, least_mb=5 * 4 * 65536 / 1e6)
 
 
+def in_graph(call):
+    """A replay of what the call launches, as a CUDA graph: the GPU's time without Python's."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 @pytest.mark.parametrize("work", ["own", "copy"])
-@pytest.mark.parametrize("device", [CPU, CUDA])
-def test_advantages_and_policy_loss(benchmark, device, work):
+@pytest.mark.parametrize(
+    ("device", "how"),
+    [
+        pytest.param("cpu", "called", id="cpu-called"),
+        pytest.param("cuda", "called", id="cuda-called", marks=NEEDS_GPU),
+        pytest.param("cuda", "replayed", id="cuda-replayed", marks=NEEDS_GPU),
+    ],
+)
+def test_advantages_and_policy_loss(benchmark, device, how, work):
     """1024 rollouts of 1024 tokens: advantages, loss, gradient; beside a copy of as many bytes.
 
     Bytes: the forward reads logp and old and writes the gradient, the backward reads and writes it.
@@ -114,15 +135,20 @@ def test_advantages_and_policy_loss(benchmark, device, work):
         advantages = group_advantages(rewards, num_generations=8).advantages
         policy_loss(leaf, advantages, old_logprobs=old).loss.backward()
 
-    own()
-    grouped = rewards.view(-1, 8)
-    deviation = grouped - grouped.mean(1, keepdim=True)
-    advantages = (deviation / (grouped.std(1, keepdim=True) + 1e-4)).view(-1, 1)
-    ratio = (logp - old).exp()
-    live = torch.where(advantages > 0, ratio <= 1.2, ratio >= 0.8)
-    torch.testing.assert_close(leaf.grad, -(ratio * advantages * live) / logp.numel())
     call = own if work == "own" else lambda: target.copy_(source)
-    measure(benchmark, call, device, tokens=logp.numel(), touched_mb=touched / 1e6)
+    if how == "replayed":
+        call = in_graph(call)
+    call()
+    if work == "own":
+        grouped = rewards.view(-1, 8)
+        deviation = grouped - grouped.mean(1, keepdim=True)
+        advantages = (deviation / (grouped.std(1, keepdim=True) + 1e-4)).view(-1, 1)
+        ratio = (logp - old).exp()
+        live = torch.where(advantages > 0, ratio <= 1.2, ratio >= 0.8)
+        torch.testing.assert_close(leaf.grad, -(ratio * advantages * live) / logp.numel())
+    measure(
+        benchmark, call, device, how=how, work=work, tokens=logp.numel(), touched_mb=touched / 1e6
+    )
 
 
 @pytest.mark.parametrize("head", ["chunked", "eager"])

@@ -26,6 +26,10 @@ BLOCK = 512
 NUM_WARPS = 4
 # Programs to spread few long sequences over: some waves on a large GPU.
 PROGRAMS = 512
+# Partial results that the one program that adds them up reads at a time: it waits for the memory
+# once for as many.
+REDUCED_ROWS = 256
+REDUCE_WARPS = 8
 # Columns of each program's partial results, padded to a power of two.
 NUM_PARTIALS = tl.constexpr(16)
 _MAX_LOG_RATIO = tl.constexpr(MAX_LOG_RATIO)
@@ -408,7 +412,12 @@ def launch(
 def reduce_partials(partials: Tensor, sums: Tensor, num_tokens: Tensor) -> None:
     """Sums (10,), short of the denominator, and the number of tokens, of all partial results."""
     _reduce_partials_kernel[(1,)](
-        partials, sums, num_tokens, partials.shape[0], BLOCK=64, num_warps=NUM_WARPS
+        partials,
+        sums,
+        num_tokens,
+        partials.shape[0],
+        BLOCK=REDUCED_ROWS,
+        num_warps=REDUCE_WARPS,
     )
 
 

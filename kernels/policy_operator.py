@@ -47,10 +47,14 @@ def _policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sums (10,), num_tokens (), and the gradient (N,), all short of the denominator."""
     spec = spec_of_arguments(*spec_parts)
-    sums = logprobs.new_zeros(10, dtype=torch.float32)
-    num_tokens = logprobs.new_zeros((), dtype=torch.int64)
+    sums = logprobs.new_empty(10, dtype=torch.float32)
+    num_tokens = logprobs.new_empty((), dtype=torch.int64)
     if num_sequences == 0:
-        return sums, num_tokens, logprobs.new_zeros(logprobs.shape, dtype=torch.float32)
+        return (
+            sums.zero_(),
+            num_tokens.zero_(),
+            logprobs.new_zeros(logprobs.shape, dtype=torch.float32),
+        )
     partials, gradient = launch(
         logprobs,
         advantages,

@@ -25,7 +25,7 @@ def test_what_is_not_measured_says_so():
     assert trainer_tables.update_table({}).count("not measured") == 6 * len(SHAPES) * len(LENGTHS)
     assert trainer_tables.readme_table({}).count("not measured") == 4 * len(SHAPES)
     assert head_tables.heads_table({}).count("not measured") == 6 * len(GPU_SHAPES)
-    assert head_tables.policy_table({}).count("not measured") == 4
+    assert head_tables.policy_table({}).count("not measured") == 5
 
 
 def entry(group, name, milliseconds, **more):
@@ -58,8 +58,16 @@ def test_a_head_that_failed_says_so():
 
 def test_policy_loss_is_a_multiple_of_a_copy():
     measured = [
-        {"test": f"test_advantages_and_policy_loss[{case}]", "median_ms": time}
-        for case, time in (("cpu-own", 9.0), ("cuda-own", 0.012), ("cuda-copy", 0.01))
+        {"device": device, "how": how, "work": work, "median_ms": time}
+        for device, how, work, time in (
+            ("cpu", "called", "own", 9.0),
+            ("A GPU", "called", "own", 0.2),
+            ("A GPU", "replayed", "own", 0.012),
+            ("A GPU", "replayed", "copy", 0.01),
+        )
     ]
     parts = {"all": {"environment": {"gpu": "A GPU"}, "benchmarks": measured}}
-    assert head_tables.policy_table(parts).endswith("| A GPU | 0.012 ms | 0.010 ms | 1.20x |")
+    table = head_tables.policy_table(parts)
+    assert table.endswith("| A GPU | 0.012 ms | 0.010 ms | 1.20x | 0.200 ms |")
+    parts["all"]["benchmarks"] = measured[:3]
+    assert head_tables.policy_table(parts).count("not measured") == 5

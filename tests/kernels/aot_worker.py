@@ -62,7 +62,7 @@ LOSS_TYPES = {
 NUM_WARPS = {
     group_advantages._group_advantages_kernel: group_advantages.NUM_WARPS,
     policy_loss._policy_loss_kernel: policy_loss.NUM_WARPS,
-    policy_loss._reduce_partials_kernel: policy_loss.NUM_WARPS,
+    policy_loss._reduce_partials_kernel: policy_loss.REDUCE_WARPS,
     row_exp._target_logit_kernel: row_exp.TARGET_WARPS,
     row_exp._exp_kernel: row_exp.NUM_WARPS,
     row_exp._combine_kernel: row_exp.COMBINE_WARPS,
@@ -139,7 +139,12 @@ def cases():
         "num_tokens_ptr": "*i64",
         "num_rows": "i32",
     }
-    yield "reduce_partials", policy_loss._reduce_partials_kernel, types, {"BLOCK": 64}
+    yield (
+        "reduce_partials",
+        policy_loss._reduce_partials_kernel,
+        types,
+        {"BLOCK": policy_loss.REDUCED_ROWS},
+    )
 
 
 def row_cases():
