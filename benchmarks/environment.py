@@ -14,13 +14,16 @@ import torch
 
 PACKAGES = ("sec-grpo", "torch", "triton", "transformers", "accelerate", "trl", "numpy")
 
+# What a measurement depends on; its results are written in the middle of one.
+CODE = ("--", ":(exclude)benchmarks/results", ":(exclude)docs", ":(exclude)*.md")
+
 
 def environment() -> dict[str, Any]:
     """Commit (and whether the tree differed from it), versions, processor and GPU."""
     return {
         # A copy of the tree without its history is told what it is a copy of.
         "commit": _git("rev-parse", "HEAD") or os.environ.get("SEC_GRPO_COMMIT"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", *CODE)),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
