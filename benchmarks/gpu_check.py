@@ -37,6 +37,8 @@ import tune_linear
 from results_file import read_parts, write_part
 
 ROOT = Path(__file__).parents[1]
+# Where tests marked gpu are; others may import packages that a GPU machine lacks.
+GPU_TESTS = ("tests/kernels", "tests/trainer/test_gpu.py")
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def all_parts() -> list[Part]:
     # Hundreds of kernels are compiled there, each by one processor.
     workers = ("-n", "8") if find_spec("xdist") else ()
     triton = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("tests/kernels/test_triton_*"))]
-    others = ("tests/kernels", "tests/trainer", "--ignore-glob=*/test_triton_*")
+    others = (*GPU_TESTS, "--ignore-glob=*/test_triton_*")
     return [
         pytest_part("tests", "triton", "tests_gpu.json", "-m", "gpu", *workers, *triton),
         pytest_part("tests", "others", "tests_gpu.json", "-m", "gpu", *others),

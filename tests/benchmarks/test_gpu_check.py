@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from importlib.metadata import version
+from pathlib import Path
 
 import gpu_check
 import pytest
@@ -52,7 +54,7 @@ def test_results_of_a_part(suite):
     assert timed["name"] == "nap"
     assert timed["rounds"] == 2
     assert 10 <= timed["min_ms"] <= timed["median_ms"] <= timed["max_ms"] < 1000
-    assert found["environment"]["packages"]["torch"] == torch.__version__
+    assert found["environment"]["packages"]["torch"] == version("torch")
 
 
 def test_what_passed_is_kept_beside_what_failed(suite):
@@ -103,6 +105,17 @@ def test_every_part_has_a_place_of_its_own():
     parts = gpu_check.all_parts()
     assert len({(p.file, p.name) for p in parts}) == len(parts)
     assert [p.stage for p in parts[:2]] == ["tests", "tests"]
+
+
+def test_every_gpu_test_is_where_it_is_looked_for():
+    words = ["-m", "pytest", "-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=gpu_check.ROOT, capture_output=True, text=True
+    )
+    files = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert "tests/trainer/test_gpu.py" in files, done.stdout
+    allowed = [Path(path) for path in gpu_check.GPU_TESTS]
+    assert [f for f in files if not any(Path(f).is_relative_to(path) for path in allowed)] == []
 
 
 def test_parts_are_replaced_and_written_whole(results):
