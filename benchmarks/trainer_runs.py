@@ -158,7 +158,8 @@ class Clock(TrainerCallback):
         self._last = now()
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.measured.peak_bytes = read_peak()
+        # Linux counts a process's pages in batches: the peak may lag a little behind.
+        self.measured.peak_bytes = max(read_peak(), self.measured.resident_bytes)
         self.measured.log = [entry for entry in state.log_history if "loss" in entry]
 
 
