@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -15,10 +17,11 @@ from transformers import (
     generation,
 )
 
-from sec_grpo.trainer import setup
+from sec_grpo.trainer import rollout, setup
 from sec_grpo.trainer.rollout import (
     Sampler,
     derive_seed,
+    frozen_weights_cast,
     sample_by_continuous_batching,
     sample_completions,
 )
@@ -411,3 +414,63 @@ def test_generation_kwargs_leave_what_the_loss_depends_on(make_trainer, changed)
     (name,) = changed
     with pytest.raises(ValueError, match=f"generation_kwargs must not change {name}, which"):
         make_trainer(generation_kwargs=changed)
+
+
+# ---- Precision --------------------------------------------------------------------------------
+
+
+class Casts(TorchDispatchMode):
+    """The memory of every tensor that was cast."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.of.append(args[0].data_ptr())
+        return func(*args, **(kwargs or {}))
+
+
+def test_frozen_weights_are_cast_once(make_model):
+    """As autocast would, which does it for every token; the model is then as it was."""
+    targets = ["q_proj", "down_proj"]
+    model = get_peft_model(make_model(), LoraConfig(r=2, target_modules=targets))
+    before = dict(model.named_parameters(remove_duplicate=False))
+    frozen = {p.data_ptr() for name, p in before.items() if "proj" in name and not p.requires_grad}
+    assert len(frozen) == 10  # seven weights, three biases
+
+    def sample():
+        with Casts() as casts:
+            completions = sample_completions(model, PROMPTS, sampling(max_new_tokens=8), seed=3)
+        return completions, sum(data in frozen for data in casts.of)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, casts = sample()
+        assert casts >= 10 * 8
+        with frozen_weights_cast(model):
+            assert model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+            assert model.get_base_model().model.embed_tokens.weight.dtype == torch.float32
+            assert sample() == (expected, 0)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is p for name, p in before.items())
+    with frozen_weights_cast(model):  # without autocast
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_training_an_adapter_in_bfloat16_casts_frozen_weights_once(make_trainer, monkeypatch):
+    seen = []
+
+    def spy(model, *args, **kwargs):
+        seen.append({name: p.dtype for name, p in model.named_parameters()})
+        return sample_completions(model, *args, **kwargs)
+
+    monkeypatch.setattr(rollout, "sample_completions", spy)
+    trainer = make_trainer(bf16=True, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer.train()
+    for dtypes in seen:
+        for name, dtype in dtypes.items():
+            cast = ("proj" in name or "lm_head" in name) and "lora" not in name
+            assert dtype == (torch.bfloat16 if cast else torch.float32), name
+    assert len(seen) == 2
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())

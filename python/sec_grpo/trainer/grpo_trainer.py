@@ -65,7 +65,7 @@ from sec_grpo.trainer.prompts import DEFAULT_CATEGORY, Category, PromptDataset, 
 from sec_grpo.trainer.reference import reference_model, reference_sync
 from sec_grpo.trainer.resumable import ResumableTrainer
 from sec_grpo.trainer.rewards import RewardFunc, RewardFunctions
-from sec_grpo.trainer.rollout import Sampler
+from sec_grpo.trainer.rollout import Sampler, frozen_weights_cast
 from sec_grpo.trainer.run_log import RunRecorder
 from sec_grpo.trainer.scoring import check_reward_funcs
 from sec_grpo.trainer.setup import (
@@ -308,6 +308,7 @@ class GRPOTrainer(TRLAttributes, ResumableTrainer, PackedTrainer):
         with (
             self.accelerator.autocast(),
             whole_parameters(self) if whole else contextlib.nullcontext(),
+            contextlib.nullcontext() if self.sharded else frozen_weights_cast(model),
         ):
             yield
 

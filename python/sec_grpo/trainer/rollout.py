@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,7 +132,8 @@ def sample_by_continuous_batching(
         config.eos_token_id = -1
     with (
         _sampling(model),
-        _in_autocast_dtype(model, device),
+        # It makes its cache and masks in the precision of the parameters.
+        _in_autocast_dtype(model.modules(), torch.is_floating_point),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
         torch.manual_seed(seed)
@@ -161,22 +162,33 @@ def _page_size_name(config_class: type) -> str:
 
 
 @contextlib.contextmanager
-def _in_autocast_dtype(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """Under autocast, parameters of the precision of the activations.
+def frozen_weights_cast(model: nn.Module) -> Iterator[None]:
+    """Under autocast, frozen float32 weights of linear layers cast once, and not once a token.
 
-    Continuous batching makes its cache and masks in the precision of the parameters. Those are put
-    aside and not changed, because gradients, and DDP's hooks, belong to them.
+    The results are the same bits. Weights that have gradients autocast itself keeps, for as long as
+    its context lasts.
     """
-    dtype = torch.get_autocast_dtype(device.type)
-    if not torch.is_autocast_enabled(device.type) or model.dtype == dtype:
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    with _in_autocast_dtype(linear, lambda p: p.dtype == torch.float32 and not p.requires_grad):
+        yield
+
+
+@contextlib.contextmanager
+def _in_autocast_dtype(
+    modules: Iterable[nn.Module], wanted: Callable[[nn.Parameter], bool]
+) -> Iterator[None]:
+    """Under autocast, the wanted parameters of modules in its precision.
+
+    They are put aside and not changed, because gradients, and DDP's hooks, belong to them.
+    """
+    own = [module._parameters for module in modules]
+    found = {p for parameters in own for p in parameters.values() if p is not None}
+    device = next((p.device.type for p in found), "cpu")
+    if not torch.is_autocast_enabled(device):
         yield
         return
-    cast = {
-        p: nn.Parameter(p.to(dtype), requires_grad=False)
-        for p in model.parameters()
-        if p.is_floating_point()
-    }
-    own = [module._parameters for module in model.modules()]
+    dtype = torch.get_autocast_dtype(device)
+    cast = {p: nn.Parameter(p.to(dtype), requires_grad=False) for p in found if wanted(p)}
     originals = [dict(parameters) for parameters in own]
     try:
         for parameters in own:
