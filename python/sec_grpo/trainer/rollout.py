@@ -165,8 +165,9 @@ def _page_size_name(config_class: type) -> str:
 def frozen_weights_cast(model: nn.Module) -> Iterator[None]:
     """Under autocast, frozen float32 weights of linear layers cast once, and not once a token.
 
-    The results are the same bits. Weights that have gradients autocast itself keeps, for as long as
-    its context lasts.
+    The results are the same bits, but for layers that read another's weight themselves, as DoRA's
+    do for its norm, which is then that of the rounded weight. Weights that have gradients autocast
+    itself keeps, for as long as its context lasts.
     """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     with _in_autocast_dtype(linear, lambda p: p.dtype == torch.float32 and not p.requires_grad):
